@@ -1,0 +1,72 @@
+"""Typed handles of the model steps (see `spark_jobs.manifests.Handle`). Pydantic only."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from spark_jobs.manifests import Handle
+
+
+class Checkpoint(Handle):
+    """`data/`: a torch distributed checkpoint (weights, optimizer, step) plus `data/config.json` of the model.
+    `events.jsonl`: a line a step with loss, learning rate, gradient norm, tokens. num_rows = optimizer steps.
+    """
+
+    kind: ClassVar[str] = "checkpoints"
+    model_type: str
+    num_parameters: int
+    num_steps: int
+    num_tokens: int
+    final_loss: float
+    resumed_from: str = ""
+
+
+class ModelFolder(Handle):
+    """`data/`: a Hugging Face folder (config.json, model.safetensors, tokenizer files) that plain
+    `AutoModelForCausalLM.from_pretrained` loads. num_rows = number of tensors. `scheme` is dense, int8 or int4.
+    """
+
+    kind: ClassVar[str] = "models"
+    scheme: str
+    num_parameters: int
+    weight_bytes: int
+    effective_bits: float
+    max_logit_difference: float = 0.0
+
+
+class Scorecard(Handle):
+    """`data/documents.parquet`: one row a held-out document: doc_id, source, num_bytes, num_tokens, nats.
+    num_rows = documents scored. `gzip_bits_per_byte` is gzip -9 over the same texts, joined.
+    """
+
+    kind: ClassVar[str] = "scorecards"
+    model: str
+    bits_per_byte: float
+    perplexity: float
+    num_tokens: int
+    num_bytes: int
+    num_invalid: int
+    gzip_bits_per_byte: float
+
+
+class Verdict(Handle):
+    """`data/verdict.json`: what the gate decided and the numbers it used. decision: promote | keep."""
+
+    kind: ClassVar[str] = "verdicts"
+    decision: str
+    reason: str
+    candidate: str
+    champion: str
+    difference: float | None = None
+    upper_bound: float | None = None
+    num_documents: int = 0
+
+
+class Release(Handle):
+    """`data/release.json`: registered version, alias, evidence. decision: promoted | kept."""
+
+    kind: ClassVar[str] = "releases"
+    decision: str
+    model_name: str
+    model_version: str
+    champion: str

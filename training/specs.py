@@ -1,0 +1,110 @@
+"""What each model step is asked to do. One frozen model a step; the same model is the YAML preset, `--set` and the form."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from spark_jobs.manifests import Frozen
+
+
+class ModelSpec(Frozen):
+    """A Llama-shaped causal language model of `transformers`, from scratch on the first night."""
+
+    hidden_size: int = Field(128, ge=8, description="Width.")
+    num_layers: int = Field(4, ge=1, le=200, description="Decoder blocks.")
+    num_heads: int = Field(4, ge=1, description="Query heads; must divide hidden_size.")
+    num_kv_heads: int = Field(2, ge=1, description="Key/value heads (grouped-query attention); must divide num_heads.")
+    intermediate_size: int = Field(352, ge=8, description="Width of the SwiGLU feed-forward layer.")
+    tie_embeddings: bool = Field(True, description="Share the input embedding with the output layer.")
+    rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position embedding.")
+
+    @model_validator(mode="after")
+    def heads_divide(self) -> ModelSpec:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        return self
+
+
+class OptimizerSpec(Frozen):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); no decay on tensors of fewer than two dimensions."""
+
+    learning_rate: float = Field(3e-3, gt=0, description="Peak rate.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="First moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Second moment.")
+    clip_norm: float = Field(1.0, gt=0, description="Global gradient norm above which gradients are scaled down.")
+
+
+class ScheduleSpec(Frozen):
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395), as a pure function of the step."""
+
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of steps with a rising rate.")
+    decay_share: float = Field(0.3, ge=0, le=1, description="Share of steps with a falling rate.")
+    final_ratio: float = Field(0.1, ge=0, le=1, description="Last rate as a share of the peak.")
+
+
+class TrainSpec(Frozen):
+    model: ModelSpec = ModelSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    num_steps: int = Field(200, ge=1, description="Optimizer steps on the first night (from scratch).")
+    continue_steps: int = Field(60, ge=1, description="Optimizer steps on a later night (from the champion).")
+    continue_rate_ratio: float = Field(
+        0.5, gt=0, le=1, description="Peak rate when training goes on, as a share of learning_rate."
+    )
+    sequences_per_step: int = Field(16, ge=1, description="Global batch in sequences, over all ranks.")
+    micro_batch: int = Field(8, ge=1, description="Sequences a rank runs at once.")
+    ranks: int = Field(2, ge=1, le=4096, description="Processes that train; identity, because sums are ordered by rank.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of weights in forward and backward; masters are fp32.")
+    checkpoint_every: int = Field(50, ge=1, description="Steps between two checkpoints.")
+    keep_checkpoints: int = Field(2, ge=2, le=100, description="Newest complete checkpoints kept while training.")
+    seed: int = Field(0, ge=0, description="Of initial weights and the order of sequences.")
+
+    @model_validator(mode="after")
+    def batch_divides(self) -> TrainSpec:
+        if self.sequences_per_step % self.ranks:
+            raise ValueError(
+                f"sequences_per_step {self.sequences_per_step} is not a multiple of ranks {self.ranks}"
+            )
+        return self
+
+
+class CompressSpec(Frozen):
+    """Round-to-nearest weights, symmetric, one scale a group of inputs; embeddings and head stay as they are."""
+
+    schemes: tuple[Literal["int8", "int4"], ...] = Field(("int8", "int4"), description="One output folder each.")
+    group_size: int = Field(32, ge=8, le=1024, description="Inputs that share one scale.")
+
+
+class EvaluateSpec(Frozen):
+    max_documents: int = Field(200, ge=1, description="Held-out documents scored, lowest ids first.")
+    max_document_tokens: int = Field(2048, ge=16, description="Tokens of a document scored, from its start.")
+    batch_tokens: int = Field(8192, ge=256, description="Tokens scored at once; changes speed, not numbers.")
+
+
+class GateSpec(Frozen):
+    """Promote if the candidate is not worse than the champion by more than the margin, at the stated confidence."""
+
+    margin: float = Field(0.01, ge=0, description="Largest loss in bits per byte that still passes (upper bound of the interval).")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the one-sided upper bound.")
+    replicates: int = Field(2000, ge=100, description="Bootstrap resamples of documents.")
+    min_documents: int = Field(20, ge=2, description="Fewer scored documents keep the champion.")
+    first_run: Literal["promote", "hold"] = Field("promote", description="What to do when there is no champion yet.")
+    max_first_bits_per_byte: float = Field(8.0, gt=0, description="The first champion must be below this; 8 is one byte a byte.")
+    candidate: Literal["dense", "int8", "int4"] = Field(
+        "dense", description="Which of tonight's models is put to the gate; the others are kept beside it."
+    )
+    seed: int = Field(0, ge=0, description="Of the resampling.")
+
+
+class ModelingSpec(Frozen):
+    """Everything between a corpus snapshot and a verdict."""
+
+    train: TrainSpec = TrainSpec()
+    compress: CompressSpec = CompressSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    gate: GateSpec = GateSpec()
