@@ -61,15 +61,24 @@ def send(kind: str, body: Any) -> None:
 
 
 def failure_of(error: BaseException) -> Failure:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" writing {error.filename}" if error.filename else ""
-        error = DiskFull(f"no space left{place}; free some space or set NIGHTMILL_HOME to a larger disk, then run again")
+    if _is_disk_full(error):
+        place = f" writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        error = DiskFull(
+            f"no space left{place}; free some space or set NIGHTMILL_HOME to a larger disk, then run again"
+        )
     known = isinstance(error, NightmillError)
     return Failure(
         error=type(error).__name__,
         message=str(error),
         traceback="" if known else "".join(traceback.format_exception(error)),
     )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Also true for a Java exception that reached Python as text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error)
 
 
 def serve(handle: Callable[[Request], Outcome], lines: Iterable[str] = sys.stdin) -> None:
