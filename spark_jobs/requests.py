@@ -81,14 +81,18 @@ def _is_disk_full(error: BaseException) -> bool:
     return "No space left on device" in str(error)
 
 
+def answer(handle: Callable[[Request], Outcome], line: str) -> tuple[str, dict[str, Any]]:
+    """Do what one request line asks. Returns ("outcome" or "failure", its fields)."""
+    try:
+        outcome = handle(Request.model_validate_json(line))
+    except Exception as error:  # the process boundary: everything else must reach the parent as an answer
+        return "failure", failure_of(error).model_dump()
+    return "outcome", outcome.model_dump(mode="json")
+
+
 def serve(handle: Callable[[Request], Outcome], lines: Iterable[str] = sys.stdin) -> None:
     """Answer each request line until stdin closes. An exception becomes a `failure`, the next request is still taken."""
     for line in lines:
-        if not line.strip():
-            continue
-        try:
-            outcome = handle(Request.model_validate_json(line))
-        except Exception as error:  # the process boundary: everything else must reach the parent as an answer
-            send("failure", failure_of(error).model_dump())
-        else:
-            send("outcome", outcome.model_dump(mode="json"))
+        if line.strip():
+            kind, body = answer(handle, line)
+            send(kind, body)

@@ -1,0 +1,127 @@
+"""The model engine as an application: imports torch and transformers once, then forks a child for each job.
+
+    python -m training.run                     request lines on stdin, answers on NIGHTMILL_ANSWER_FD
+    python -m training.run --request FILE      one request by hand, its answer printed
+
+A job starts in a fresh process (a crash or a kill loses that job only) without paying the imports again: they take
+about 15 s on two slow cores, a fork 10 ms. The parent never runs a torch operation, because thread pools do not
+survive a fork.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's pool would start threads at import
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from spark_jobs.errors import JobCrashed, RequestError
+from spark_jobs.requests import Outcome, Request, answer, failure_of, send
+from training.processes import die_with_parent, signal_name
+
+
+def run_job(request: Request) -> Outcome:
+    """Do one job. Each job's module is imported when asked for; what it imports in turn was imported at start."""
+    match request.job:
+        case "train":
+            from training.pretrain.main import run
+        case "export":
+            from training.export import run
+        case "compress":
+            from training.compress.job import run
+        case "evaluate":
+            from training.evaluate.job import run
+        case "gate":
+            from training.evaluate.gate import run
+        case "generate":
+            from training.generate import run
+        case _:
+            raise RequestError(f"job {request.job!r} is not one of train, export, compress, evaluate, gate, generate")
+    return run(request)
+
+
+def import_libraries() -> None:
+    """Load what jobs need, before the first fork, without running an operation."""
+    import pyarrow.orc
+    import pyarrow.parquet
+    import safetensors.torch
+    import tokenizers
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp
+    import torch.distributed.launcher.api
+    import torch.utils.tensorboard
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
+
+def serve_jobs() -> None:
+    """Answer request lines until stdin closes, one forked child a job."""
+    for line in iter(sys.stdin.readline, ""):
+        if line.strip():
+            kind, body = _in_child(line)
+            send(kind, body)
+
+
+def _in_child(line: str) -> tuple[str, dict[str, object]]:
+    """Run the request in a child and return its answer. A child that ends without one was killed: JobCrashed."""
+    reply = os.memfd_create("answer")
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _job_process(line, reply, parent)
+    with contextlib.suppress(PermissionError):
+        os.setpgid(child, child)  # the child does it too: whoever comes first
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # whatever the job left behind
+    text = os.pread(reply, os.fstat(reply).st_size, 0).decode()
+    os.close(reply)
+    if text:
+        ((kind, body),) = json.loads(text).items()
+        return kind, body
+    how = f"killed by {signal_name(os.WTERMSIG(status))}" if os.WIFSIGNALED(status) else "ended"
+    job = json.loads(line).get("job", "?")
+    return "failure", failure_of(JobCrashed(f"job {job} was {how} before it answered; run it again")).model_dump()
+
+
+def _job_process(line: str, reply: int, parent: int) -> None:
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        die_with_parent(parent)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        kind, body = answer(run_job, line)
+        os.write(reply, json.dumps({kind: body}).encode())
+        code = 0
+    except BaseException:  # nothing may fall through into the parent's loop
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--request", type=Path, help="file with one request; without it requests come on stdin")
+    arguments = parser.parse_args()
+    import_libraries()
+    if arguments.request is None:
+        serve_jobs()
+        return 0
+    kind, body = answer(run_job, arguments.request.read_text())
+    sys.stdout.write(json.dumps({kind: body}, indent=1) + "\n")
+    return 0 if kind == "outcome" else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
