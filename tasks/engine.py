@@ -73,6 +73,7 @@ class Engine:
         self.night = night
         self.planning = planning
         self.results: list[StepResult] = []
+        self.promised: dict[str, Handle] = {}  # while planning: what each step gave, found or stood in for
         self._runner = runner
         self._observers = observers
         logs = workspace.root / "logs" / night
@@ -96,6 +97,11 @@ class Engine:
             application.close()
 
     def _plan(self, step: Step[H]) -> H:
+        handle = self._find_or_stand_in(step)
+        self.promised[step.name] = handle
+        return handle
+
+    def _find_or_stand_in(self, step: Step[H]) -> H:
         waits = step.waits_for()
         if waits:
             self.results.append(StepResult(step=step.name, state="would run", why="after " + ", ".join(waits)))

@@ -1,0 +1,125 @@
+"""What all flows of one night share: the workspace, the logical night, what earlier nights left, and one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.specs import NightlySpec
+from spark_jobs.errors import RequestError
+from spark_jobs.manifests import Corpus, Documents, Frozen, Handle, TokenizerFiles
+from tasks.engine import Engine, StepResult, engine_in_use, engine_or_none, is_planned
+from tasks.ledger import Champion, champion_before, champion_to_beat
+from tasks.workspace import Workspace, parse_night
+from training.manifests import ModelFolder
+
+
+class FlowReport(Frozen):
+    """What a flow did: its lines of the step table. `stopped` says why the night needs nothing more, if so."""
+
+    night: str
+    steps: tuple[StepResult, ...] = ()
+    stopped: str = ""
+
+
+@dataclass
+class Night:
+    """One night of one pipeline, as a flow sees it."""
+
+    spec: NightlySpec
+    night: str
+    workspace: Workspace
+    engine: Engine
+    stopped: str = ""
+    _first_result: int = field(default=0)
+
+    def history(self) -> Corpus | None:
+        """The corpus snapshot of the newest earlier night that got that far."""
+        for night in reversed(self.workspace.nights_before(self.night)):
+            if "corpus" in self.workspace.record(night).outputs:
+                return self.workspace.output(night, "corpus", Corpus, "prepare-corpus")
+        return None
+
+    def champion(self) -> ModelFolder | None:
+        """The champion as it was before this night, so that a rerun of the night trains on from the same model."""
+        return self._load(champion_before(self.workspace, self.night))
+
+    def champion_to_beat(self, candidate: ModelFolder) -> ModelFolder | None:
+        """The champion that tonight's candidate is compared with."""
+        if is_planned(candidate):
+            return self.champion()
+        return self._load(champion_to_beat(self.workspace, candidate.address))
+
+    def _load(self, champion: Champion | None) -> ModelFolder | None:
+        return None if champion is None else ModelFolder.load(self.workspace.at(champion.address))
+
+    def find(self, step: str, handle: type[Any], producer: str) -> Any:
+        """The output of an earlier flow of this night; in a plan, of a night where that flow has not run, a stand-in."""
+        if self.engine.planning:
+            promised = self.engine.promised.get(step)
+            if promised is not None:
+                return promised
+        return self.workspace.output(self.night, step, handle, producer)
+
+    def kept_tokenizer(self, history: Corpus | None) -> TokenizerFiles | None:
+        """The tokenizer of earlier nights: the champion's vocabulary depends on it.
+
+        Raises: RequestError if this night asks for another one.
+        """
+        if history is None:
+            return None
+        kept = TokenizerFiles.load(history.at(history.tokenizer.address))
+        wanted = self.spec.tokenizer.model_dump(mode="json")
+        changed = [name for name, value in wanted.items() if kept.spec.get(name) != value]
+        if changed:
+            raise RequestError(
+                f"tokenizer.{changed[0]} is {wanted[changed[0]]!r}, but the tokenizer of night {kept.night} was made with "
+                f"{kept.spec.get(changed[0])!r} and every model of {self.workspace.name} uses it: set it back, or choose "
+                "another `name` to start a new pipeline"
+            )
+        self.engine.note(
+            StepResult(
+                step="tokenizer",
+                state="cached",
+                why=f"kept from {kept.night}: the champion's vocabulary depends on it",
+                rows=kept.num_rows,
+                output=kept.address,
+            )
+        )
+        if not self.engine.planning:
+            self.workspace.remember(self.night, "tokenizer", kept)
+        return kept
+
+    def nothing_new(self, raw: Documents, history: Corpus | None) -> bool:
+        """Whether the night is over before it began. Raises: RequestError when there has never been a document."""
+        if raw.num_rows != 0:
+            return False
+        if history is None:
+            rejects = ", ".join(f"{n} {reason[7:]}" for reason, n in raw.counts.items() if reason.startswith("reject."))
+            places = ", ".join(source.path or source.kind for source in self.spec.ingest.sources)
+            raise RequestError(
+                f"ingest: no document in {places}" + (f" ({rejects})" if rejects else "") + "; name a source with text in ingest.sources"
+            )
+        self.stopped = f"no new document since {history.night}"
+        return True
+
+    def report(self) -> FlowReport:
+        return FlowReport(
+            night=self.night, steps=tuple(self.engine.results[self._first_result :]), stopped=self.stopped
+        )
+
+
+@contextmanager
+def open_night(spec: NightlySpec, night: str, make_engine: Callable[[Workspace, str], Engine] | None = None) -> Iterator[Night]:
+    """The night as seen by one flow. Sub-flows in the same process share the engine of the flow around them."""
+    outer = engine_or_none()
+    if outer is not None:
+        yield Night(spec, outer.night, outer.workspace, outer, _first_result=len(outer.results))
+        return
+    workspace = Workspace.of(spec.name)
+    assert make_engine is not None, "no engine in use: the outermost flow must say how to make one"
+    with engine_in_use(make_engine(workspace, parse_night(night))) as engine:
+        yield Night(spec, engine.night, workspace, engine)
+

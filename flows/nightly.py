@@ -1,0 +1,34 @@
+"""The whole story: raw text in, a champion (new or kept) out. Deployment `nightly`, pool `cpu`, every night."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.compress_model import compress_model
+from flows.evaluate_model import evaluate_model
+from flows.night import open_night
+from flows.placement import place
+from flows.prepare_corpus import prepare_corpus
+from flows.release_model import release_model
+from flows.report import NightReport, summarize
+from flows.specs import NightlySpec
+from flows.train_model import train_model
+
+AFTER_CORPUS = (train_model, compress_model, evaluate_model, release_model)
+
+
+@flow(name="nightly", flow_run_name="{spec.name} {night}")
+def nightly(spec: NightlySpec, night: str = "") -> NightReport:
+    """Read, clean, deduplicate, check, tokenize, train, compress, evaluate, gate, release.
+
+    A step that is finished is never run again; a killed night, started again, goes on where it stopped.
+
+    Args:
+        spec: What to do; one section a step. The defaults are the demo.
+        night: Logical night as YYYY-MM-DD. Empty: tonight (UTC), or the scheduled start.
+    """
+    with open_night(spec, night) as tonight:
+        reports = [place(prepare_corpus, tonight)]
+        if not reports[0].stopped:
+            reports += [place(part, tonight) for part in AFTER_CORPUS]
+        return summarize(tonight, reports)

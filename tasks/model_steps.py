@@ -1,0 +1,78 @@
+"""The model steps of a night: each function names its step, its inputs and the code behind it, and runs it."""
+
+from __future__ import annotations
+
+from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
+from tasks.engine import current_engine
+from tasks.steps import Step
+from training.manifests import Checkpoint, ModelFolder, Scorecard, Verdict
+from training.specs import CompressJobSpec, CompressSpec, EvaluateSpec, GateSpec, TrainSpec
+
+TORCH = ("torch", "transformers", "numpy", "safetensors")
+
+
+def train_checkpoint(
+    corpus: Corpus, tokenizer: TokenizerFiles, champion: ModelFolder | None, spec: TrainSpec
+) -> Checkpoint:
+    """Corpus -> checkpoint: from scratch, or on from the champion with replay of earlier nights."""
+    engine = current_engine()
+    inputs: dict[str, Handle] = {"corpus": corpus, "tokenizer": tokenizer}
+    if champion is not None:
+        inputs["champion"] = champion
+    return engine.run(
+        Step(
+            name="train", handle=Checkpoint, entry="training.pretrain.main", spec=spec, night=engine.night,
+            inputs=inputs, libraries=TORCH, app="torch",
+        )
+    )  # fmt: skip
+
+
+def export_model(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> ModelFolder:
+    """Checkpoint -> a Hugging Face folder."""
+    engine = current_engine()
+    return engine.run(
+        Step(
+            name="export", handle=ModelFolder, entry="training.export", spec=NoSpec(), night=engine.night,
+            inputs={"checkpoint": checkpoint, "tokenizer": tokenizer}, libraries=TORCH, app="torch",
+        )
+    )  # fmt: skip
+
+
+def compress_model(model: ModelFolder, scheme: str, spec: CompressSpec) -> ModelFolder:
+    """Dense folder -> quantised folder, reloaded in a fresh process and compared."""
+    engine = current_engine()
+    job = CompressJobSpec.model_validate(spec.model_dump() | {"scheme": scheme})
+    return engine.run(
+        Step(
+            name=f"compress-{scheme}", handle=ModelFolder, entry="training.compress.job", spec=job, night=engine.night,
+            inputs={"model": model}, libraries=TORCH, app="torch", job="compress",
+        )
+    )  # fmt: skip
+
+
+def score_model(
+    label: str, model: ModelFolder, corpus: Corpus, tokenizer: TokenizerFiles, spec: EvaluateSpec
+) -> Scorecard:
+    """Bits per byte and perplexity on the held-out documents of all nights so far."""
+    engine = current_engine()
+    return engine.run(
+        Step(
+            name=f"evaluate-{label}", handle=Scorecard, entry="training.evaluate.job", spec=spec, night=engine.night,
+            inputs={"model": model, "corpus": corpus, "tokenizer": tokenizer}, libraries=TORCH, app="torch",
+            job="evaluate",
+        )
+    )  # fmt: skip
+
+
+def decide(candidate: Scorecard, champion: Scorecard | None, spec: GateSpec) -> Verdict:
+    """Candidate against champion on the same documents -> promote or keep, with the numbers."""
+    engine = current_engine()
+    inputs: dict[str, Handle] = {"candidate": candidate}
+    if champion is not None:
+        inputs["champion"] = champion
+    return engine.run(
+        Step(
+            name="gate", handle=Verdict, entry="training.evaluate.gate", spec=spec, night=engine.night, dated=True,
+            inputs=inputs, libraries=("numpy",), app="torch",
+        )
+    )  # fmt: skip
