@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
+from flows.engines import make_engine
 from flows.specs import NightlySpec
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Corpus, Documents, Frozen, Handle, TokenizerFiles
@@ -112,14 +114,20 @@ class Night:
 
 
 @contextmanager
-def open_night(spec: NightlySpec, night: str, make_engine: Callable[[Workspace, str], Engine] | None = None) -> Iterator[Night]:
-    """The night as seen by one flow. Sub-flows in the same process share the engine of the flow around them."""
+def open_night(spec: NightlySpec, night: str) -> Iterator[Night]:
+    """The night as one flow sees it. A flow inside another shares its engine; the outermost one makes it."""
     outer = engine_or_none()
     if outer is not None:
         yield Night(spec, outer.night, outer.workspace, outer, _first_result=len(outer.results))
         return
     workspace = Workspace.of(spec.name)
-    assert make_engine is not None, "no engine in use: the outermost flow must say how to make one"
-    with engine_in_use(make_engine(workspace, parse_night(night))) as engine:
+    with engine_in_use(make_engine(workspace, parse_night(night or scheduled_night()))) as engine:
         yield Night(spec, engine.night, workspace, engine)
 
+
+def scheduled_night() -> str:
+    """The date (UTC) for which the scheduler planned this flow run: a late or repeated run keeps its night."""
+    from prefect.runtime import flow_run
+
+    start = flow_run.scheduled_start_time
+    return start.astimezone(UTC).date().isoformat() if start else ""

@@ -1,0 +1,93 @@
+"""The `nightmill` command. Heavy imports wait until a command needs them, so that `--help` and errors are instant.
+
+Exit codes: 0 done, 1 the run failed, 2 the request was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from spark_jobs.errors import NightmillError, RequestError
+from tasks.machine import set_environment
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Prints one clear message for anything foreseen; a traceback means a defect of Nightmill."""
+    arguments = _parser().parse_args(argv)
+    set_environment()
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return int(arguments.command(arguments))
+    except RequestError as err:
+        print(f"nightmill: {err}", file=sys.stderr)
+        return 2
+    except NightmillError as err:
+        print(f"nightmill: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nightmill: stopped; run the same command again to go on", file=sys.stderr)
+        return 1
+
+
+def _terminated(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nightmill", description="Raw text in, a registered champion out, every night.")
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    run = commands.add_parser("run", help="run a night here, now")
+    _add_night_arguments(run)
+    run.add_argument("--json", action="store_true", help="end with one JSON line on stdout; progress goes to stderr")
+    run.set_defaults(command=_lazy("flows.run_command", "run"))
+
+    plan = commands.add_parser("plan", help="say which steps would run, and why; touches nothing")
+    _add_night_arguments(plan)
+    plan.add_argument("--json", action="store_true", help="print one JSON line")
+    plan.set_defaults(command=_lazy("flows.run_command", "plan"))
+
+    doctor = commands.add_parser("doctor", help="check Python, Java, memory, disk, ports, versions")
+    doctor.add_argument("--json", action="store_true", help="print one JSON line")
+    doctor.set_defaults(command=_lazy("flows.doctor", "doctor"))
+
+    setup = commands.add_parser("setup", help="prepare this installation once: Java, class archive, database templates")
+    setup.set_defaults(command=_lazy("flows.setup_command", "setup"))
+
+    up = commands.add_parser("up", help="start Prefect, MLflow and workers; apply deployments")
+    up.add_argument("--port", type=int, default=4200, help="of the Prefect server")
+    up.add_argument("--mlflow-port", type=int, default=5000, help="of the MLflow server")
+    up.add_argument("--no-auth", action="store_true", help="no password on the Prefect server")
+    up.set_defaults(command=_lazy("flows.server_commands", "up"))
+    for name, text in (
+        ("status", "what is running, and where"),
+        ("down", "stop what `up` started"),
+        ("deploy", "apply prefect.yaml to the running server"),
+    ):
+        commands.add_parser(name, help=text).set_defaults(command=_lazy("flows.server_commands", name))
+    return parser
+
+
+def _add_night_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", help="name of a preset, or a YAML file")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting")
+    parser.add_argument("--night", default="", metavar="DATE", help="logical night, YYYY-MM-DD; default: today in UTC")
+
+
+def _lazy(module: str, function: str) -> Command:
+    def command(arguments: argparse.Namespace) -> int:
+        import importlib
+
+        return int(getattr(importlib.import_module(module), function)(arguments))
+
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""What a person at the terminal sees: a line as each step ends, one live line while training, the table at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.report import NightReport
+from spark_jobs.manifests import Handle
+from tasks.engine import StepResult
+from tasks.steps import Step
+
+COLORS = {"ran": "green", "cached": "cyan", "failed": "red", "skipped": "yellow", "would run": "yellow"}
+
+
+class ConsoleObserver:
+    """Prints steps as they happen. `console` writes to stderr when stdout is for JSON."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last_share = 0
+
+    def step_started(self, step: Step[Any], why: str) -> None:
+        self._last_share = 0
+        self._console.print(Text.assemble(("  start   ", "bold"), f"{step.name:<18} ", (why, "dim")))
+
+    def step_event(self, step: Step[Any], event: dict[str, Any]) -> None:
+        if "num_steps" not in event:
+            return
+        share = int(4 * event["step"] / event["num_steps"])
+        if share > self._last_share:
+            self._last_share = share
+            self._console.print(
+                Text(
+                    f"          step {event['step']}/{event['num_steps']}  loss {event['loss']:.3f}  "
+                    f"{event['tokens_per_s']:,.0f} tokens/s  {event['eta_s']:.0f} s left",
+                    style="dim",
+                )
+            )
+
+    def step_ended(self, step: Step[Any], result: StepResult, handle: Handle | None) -> None:
+        self._console.print(
+            Text.assemble((f"  {result.state:<8}", COLORS[result.state]), f"{step.name:<18} {result.seconds:6.1f} s")
+        )
+
+
+def step_table(steps: tuple[StepResult, ...], title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("state", "step", "seconds", "cpu s", "peak MiB", "rows"):
+        table.add_column(name, justify="left" if name in ("state", "step") else "right", no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=2)
+    table.add_column("output", overflow="fold", no_wrap=True)
+    for line in steps:
+        table.add_row(
+            Text(line.state, style=COLORS[line.state]),
+            line.step,
+            f"{line.seconds:.1f}" if line.seconds else "",
+            f"{line.cpu_seconds:.1f}" if line.cpu_seconds else "",
+            f"{line.peak_mb:.0f}" if line.peak_mb else "",
+            f"{line.rows:,}" if line.rows is not None and line.rows >= 0 else "",
+            line.why,
+            line.output,
+        )
+    return table
+
+
+def print_night(console: Console, report: NightReport) -> None:
+    console.print()
+    console.print(step_table(report.steps, f"night {report.night}: {report.status} in {report.seconds:.0f} s"))
+    if report.metrics:
+        bits = {k.removesuffix("_bits_per_byte"): v for k, v in report.metrics.items() if k.endswith("_bits_per_byte")}
+        console.print("\nbits per byte on held-out text: " + "  ".join(f"{k} {v:.3f}" for k, v in sorted(bits.items())))
+    if report.decision:
+        console.print(f"gate: {report.decision}")
+    if report.model:
+        console.print(f"champion: {report.model.name} version {report.model.version} ({report.model.address})")
