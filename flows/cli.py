@@ -40,7 +40,9 @@ def _terminated(_number: int, _frame: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nightmill", description="Raw text in, a registered champion out, every night.")
+    parser = argparse.ArgumentParser(
+        prog="nightmill", description="Raw text in, a registered champion out, every night."
+    )
     commands = parser.add_subparsers(metavar="command", required=True)
 
     run = commands.add_parser("run", help="run a night here, now")
@@ -76,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_night_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", help="name of a preset, or a YAML file")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting"
+    )
     parser.add_argument("--night", default="", metavar="DATE", help="logical night, YYYY-MM-DD; default: today in UTC")
 
 

@@ -55,7 +55,10 @@ def doctor(arguments: argparse.Namespace) -> int:
 def _python() -> Finding:
     good = (3, 11) <= sys.version_info[:2] < (3, 14)
     return Finding(
-        what="Python", found=platform.python_version(), good=good, mend="" if good else "install Python 3.11, 3.12 or 3.13"
+        what="Python",
+        found=platform.python_version(),
+        good=good,
+        mend="" if good else "install Python 3.11, 3.12 or 3.13",
     )
 
 

@@ -23,7 +23,8 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
         corpus = tonight.find("corpus", Corpus, "prepare-corpus")
         tokenizer = tonight.find("tokenizer", TokenizerFiles, "prepare-corpus")
         models = {"dense": tonight.find("export", ModelFolder, "train-model")} | {
-            scheme: tonight.find(f"compress-{scheme}", ModelFolder, "compress-model") for scheme in spec.compress.schemes
+            scheme: tonight.find(f"compress-{scheme}", ModelFolder, "compress-model")
+            for scheme in spec.compress.schemes
         }
         scores = {label: score_model(label, model, corpus, tokenizer, spec.evaluate) for label, model in models.items()}
         champion = tonight.champion_to_beat(models[spec.gate.candidate])

@@ -11,7 +11,7 @@ from typing import Any
 from flows.engines import make_engine
 from flows.specs import NightlySpec
 from spark_jobs.errors import RequestError
-from spark_jobs.manifests import Corpus, Documents, Frozen, Handle, TokenizerFiles
+from spark_jobs.manifests import Corpus, Documents, Frozen, TokenizerFiles
 from tasks.engine import Engine, StepResult, engine_in_use, engine_or_none, is_planned
 from tasks.ledger import Champion, champion_before, champion_to_beat
 from tasks.workspace import Workspace, parse_night
@@ -102,7 +102,9 @@ class Night:
             rejects = ", ".join(f"{n} {reason[7:]}" for reason, n in raw.counts.items() if reason.startswith("reject."))
             places = ", ".join(source.path or source.kind for source in self.spec.ingest.sources)
             raise RequestError(
-                f"ingest: no document in {places}" + (f" ({rejects})" if rejects else "") + "; name a source with text in ingest.sources"
+                f"ingest: no document in {places}"
+                + (f" ({rejects})" if rejects else "")
+                + "; name a source with text in ingest.sources"
             )
         self.stopped = f"no new document since {history.night}"
         return True

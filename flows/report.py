@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from flows.night import FlowReport, Night
 from spark_jobs.manifests import Frozen
 from tasks.engine import StepResult
@@ -32,7 +34,7 @@ class NightReport(Frozen):
     steps: tuple[StepResult, ...] = ()
     model: ModelLine | None = None
     decision: str = ""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 def summarize(tonight: Night, reports: list[FlowReport]) -> NightReport:
@@ -55,7 +57,7 @@ def summarize(tonight: Night, reports: list[FlowReport]) -> NightReport:
 
 def night_metrics(tonight: Night) -> dict[str, float]:
     """Bits per byte and perplexity of each scored model, and of gzip on the same text."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     for step in tonight.workspace.record(tonight.night).outputs:
         if step.startswith("evaluate-"):
             card: Scorecard = tonight.find(step, Scorecard, "evaluate-model")

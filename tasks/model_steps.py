@@ -6,7 +6,7 @@ from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.engine import current_engine
 from tasks.steps import Step
 from training.manifests import Checkpoint, ModelFolder, Scorecard, Verdict
-from training.specs import CompressJobSpec, CompressSpec, EvaluateSpec, GateSpec, TrainSpec
+from training.specs import CompressJobSpec, CompressSpec, EvaluateSpec, ExportSpec, GateSpec, TrainSpec
 
 TORCH = ("torch", "transformers", "numpy", "safetensors")
 
@@ -32,7 +32,7 @@ def export_model(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> ModelFold
     engine = current_engine()
     return engine.run(
         Step(
-            name="export", handle=ModelFolder, entry="training.export", spec=NoSpec(), night=engine.night,
+            name="export", handle=ModelFolder, entry="training.export", spec=ExportSpec(), night=engine.night,
             inputs={"checkpoint": checkpoint, "tokenizer": tokenizer}, libraries=TORCH, app="torch",
         )
     )  # fmt: skip
@@ -41,7 +41,7 @@ def export_model(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> ModelFold
 def compress_model(model: ModelFolder, scheme: str, spec: CompressSpec) -> ModelFolder:
     """Dense folder -> quantised folder, reloaded in a fresh process and compared."""
     engine = current_engine()
-    job = CompressJobSpec.model_validate(spec.model_dump() | {"scheme": scheme})
+    job = CompressJobSpec.model_validate({"scheme": scheme, "group_size": spec.group_size})
     return engine.run(
         Step(
             name=f"compress-{scheme}", handle=ModelFolder, entry="training.compress.job", spec=job, night=engine.night,

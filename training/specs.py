@@ -80,6 +80,30 @@ class CompressSpec(Frozen):
     group_size: int = Field(32, ge=8, le=1024, description="Inputs that share one scale.")
 
 
+class CompressJobSpec(CompressSpec):
+    """One scheme of a CompressSpec: what one compress job is asked for."""
+
+    scheme: Literal["int8", "int4"] = Field("int8", description="int8: one byte a weight. int4: half a byte.")
+
+
+class GenerateSpec(Frozen):
+    """A short greedy text: shows that a model folder loads and writes."""
+
+    prompt: str = Field("The", description="What the model goes on from; may be empty.")
+    max_new_tokens: int = Field(32, ge=1, le=4096, description="Tokens written at most.")
+
+
+class CompressJobSpec(Frozen):
+    """One scheme of `CompressSpec`, as the step that makes it is asked."""
+
+    scheme: Literal["int8", "int4"]
+    group_size: int
+
+
+class ExportSpec(Frozen):
+    """Nothing to choose: the folder follows from the checkpoint."""
+
+
 class EvaluateSpec(Frozen):
     max_documents: int = Field(200, ge=1, description="Held-out documents scored, lowest ids first.")
     max_document_tokens: int = Field(2048, ge=16, description="Tokens of a document scored, from its start.")

@@ -1,0 +1,49 @@
+# Everything a newcomer needs: `make demo` and `make test` do all set-up on a machine with only Python 3.11+, make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export NIGHTMILL_HOME ?= $(CURDIR)/var
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench up down clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## virtual environment, pinned packages, Java, start-up archives
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "Python %s: Nightmill wants 3.11 to 3.13; set PYTHON=python3.11" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q flows tasks spark_jobs training
+	$(BIN)/nightmill setup
+	@touch $@
+
+demo: $(STAMP)  ## the whole nightly on the documentation this installation carries (about two minutes)
+	@$(BIN)/nightmill run demo --json
+
+test: $(STAMP)  ## all tests (what .ci/run calls)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, import direction, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: $(STAMP)  ## the benchmark scripts of this repository
+	$(BIN)/python -m benchmarks.demo
+
+up: $(STAMP)  ## Prefect UI, MLflow UI, workers, deployments
+	@$(BIN)/nightmill up
+
+down: $(STAMP)  ## stop what `up` started
+	@$(BIN)/nightmill down
+
+clean:  ## remove what runs made (outputs, databases, logs)
+	rm -rf $(NIGHTMILL_HOME)
