@@ -157,7 +157,10 @@ def server_environment(name: ServerName, home: Path, migrated: bool, port: int) 
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
     }
     if migrated:
-        settings |= {"PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false", "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}
+        settings |= {
+            "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
+            "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+        }
     return common | settings
 
 
@@ -185,11 +188,14 @@ def listen(port: int, what: str, option: str) -> socket.socket:
     return listener
 
 
+def basic_auth(auth: str) -> dict[str, str]:
+    """The HTTP header for `user:password`; nothing for none."""
+    return {"Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}"} if auth else {}
+
+
 def answers(name: ServerName, port: int, auth: str = "", timeout_s: float = 5.0) -> bool:
     """Whether the server on that port answers its health check."""
-    request = urllib.request.Request(f"http://{LOOPBACK}:{port}{HEALTH[name]}")
-    if auth:
-        request.add_header("Authorization", f"Basic {base64.b64encode(auth.encode()).decode()}")
+    request = urllib.request.Request(f"http://{LOOPBACK}:{port}{HEALTH[name]}", headers=basic_auth(auth))
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             return bool(response.status == 200)
@@ -206,7 +212,9 @@ def wait_until_healthy(
         if not is_alive():
             raise NightmillError(f"the {name} server died while starting; the end of its log:\n{last_lines()}")
         if time.monotonic() > deadline:
-            raise NightmillError(f"the {name} server gave no answer in {START_S:.0f} s; the end of its log:\n{last_lines()}")
+            raise NightmillError(
+                f"the {name} server gave no answer in {START_S:.0f} s; the end of its log:\n{last_lines()}"
+            )
         time.sleep(0.1)
 
 
@@ -244,6 +252,7 @@ class EmbeddedPrefect:
 
     def stop(self) -> None:
         if self._child is not None:
+            _flush_logs()
             self._child.stop(grace_s=5.0)
             self._child = None
 
@@ -254,6 +263,14 @@ class EmbeddedPrefect:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _flush_logs() -> None:
+    """Send what the run logged before its server goes away."""
+    if "prefect" in sys.modules:
+        from prefect.logging.handlers import APILogHandler
+
+        APILogHandler.flush()
 
 
 @contextmanager
