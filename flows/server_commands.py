@@ -1,0 +1,92 @@
+"""`nightmill up`, `status`, `down` and `deploy`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.deploy import Applied, apply_file, prefect_file
+from spark_jobs.errors import NightmillError
+from tasks.daemons import health, start_all, stop_all
+from tasks.servers import Servers, client_environment, running_servers
+from tasks.workspace import home
+
+STATE_COLORS = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim"}
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Start servers and workers, apply prefect.yaml, say where everything is."""
+    console = Console()
+    started = time.monotonic()
+    os.environ.update(client_environment(home()))  # before prefect is imported, which reads it once
+
+    def apply(servers: Servers) -> None:
+        console.print(applied_table(apply_file(prefect_file(), servers.api_url, servers.auth)))
+
+    servers = start_all(
+        home(),
+        arguments.port,
+        arguments.mlflow_port,
+        not arguments.no_auth,
+        apply,
+        lambda line: console.print(f"  {line}"),
+    )
+    _print_addresses(console, servers)
+    console.print(f"  {time.monotonic() - started:.0f} s; stop everything with: nightmill down")
+    return 0
+
+
+def status(_arguments: argparse.Namespace) -> int:
+    """What runs and whether it answers. Exit code 0 if all of it does."""
+    console = Console()
+    lines = health(home())
+    if not lines:
+        console.print("nothing is up; start it with: nightmill up")
+        return 1
+    table = Table(box=None, pad_edge=False)
+    for column in ("process", "state", "where", "log"):
+        table.add_column(column, overflow="fold")
+    for name, where, works, log in lines:
+        table.add_row(name, Text("up" if works else "DOWN", "green" if works else "red"), where, log)
+    console.print(table)
+    return 0 if all(works for _, _, works, _ in lines) else 1
+
+
+def down(_arguments: argparse.Namespace) -> int:
+    """Stop servers, workers and the runs they started."""
+    stopped = stop_all(home())
+    Console().print(f"stopped {len(stopped)} processes" if stopped else "nothing was up")
+    return 0
+
+
+def deploy(_arguments: argparse.Namespace) -> int:
+    """Apply prefect.yaml to the running server; say what changed."""
+    servers = running_servers(home())
+    if servers is None:
+        raise NightmillError(
+            f"no Prefect server of {home()} is running, so there is nowhere to deploy to; start it with: nightmill up"
+        )
+    os.environ.update(client_environment(home()))
+    Console().print(applied_table(apply_file(prefect_file(), servers.api_url, servers.auth)))
+    return 0
+
+
+def applied_table(lines: list[Applied]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("kind", "name", "state", "changed"):
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        table.add_row(line.kind, line.name, Text(line.state, STATE_COLORS[line.state]), ", ".join(line.changed))
+    return table
+
+
+def _print_addresses(console: Console, servers: Servers) -> None:
+    console.print(f"  Prefect   {servers.prefect_url}", highlight=False, soft_wrap=True)
+    if servers.auth:
+        console.print(f"            log in with  {servers.auth}", highlight=False, soft_wrap=True)
+    console.print(f"  MLflow    {servers.mlflow_url}", highlight=False, soft_wrap=True)
