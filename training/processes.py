@@ -73,11 +73,11 @@ def _answer_and_exit(function: Callable[[], dict[str, Any]], answer: int, parent
         die_with_parent(parent)
         try:
             body: dict[str, Any] = {"result": function()}
-        except Exception as error:  # the process boundary: the parent raises it again
+        except Exception as error:  # noqa: BLE001 the process boundary: the parent raises it again
             body = {"failure": failure_of(error).model_dump()}
         os.write(answer, json.dumps(body).encode())
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 nothing may fall through into the caller
         traceback.print_exc()
     finally:
         sys.stdout.flush()

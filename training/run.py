@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -26,6 +27,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from spark_jobs.errors import JobCrashed, RequestError
 from spark_jobs.requests import Outcome, Request, answer, failure_of, send
 from training.processes import die_with_parent, signal_name
+
+LIBRARIES = (
+    "pyarrow.orc",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "tokenizers",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.launcher.api",
+    "torch.utils.tensorboard",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.generation.utils",
+)
 
 
 def run_job(request: Request) -> Outcome:
@@ -50,15 +66,8 @@ def run_job(request: Request) -> Outcome:
 
 def import_libraries() -> None:
     """Load what jobs need, before the first fork, without running an operation."""
-    import pyarrow.orc
-    import pyarrow.parquet
-    import safetensors.torch
-    import tokenizers
-    import torch.distributed.checkpoint
-    import torch.distributed.fsdp
-    import torch.distributed.launcher.api
-    import torch.utils.tensorboard
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+    for name in LIBRARIES:
+        importlib.import_module(name)
 
 
 def serve_jobs() -> None:
@@ -102,7 +111,7 @@ def _job_process(line: str, reply: int, parent: int) -> None:
         kind, body = answer(run_job, line)
         os.write(reply, json.dumps({kind: body}).encode())
         code = 0
-    except BaseException:  # nothing may fall through into the parent's loop
+    except BaseException:  # noqa: BLE001 nothing may fall through into the parent's loop
         traceback.print_exc()
     finally:
         sys.stdout.flush()

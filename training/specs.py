@@ -58,8 +58,12 @@ class TrainSpec(Frozen):
     )
     sequences_per_step: int = Field(16, ge=1, description="Global batch in sequences, over all ranks.")
     micro_batch: int = Field(8, ge=1, description="Sequences a rank runs at once.")
-    ranks: int = Field(2, ge=1, le=4096, description="Processes that train; identity, because sums are ordered by rank.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Of weights in forward and backward; masters are fp32.")
+    ranks: int = Field(
+        2, ge=1, le=4096, description="Processes that train; identity, because sums are ordered by rank."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Of weights in forward and backward; masters are fp32."
+    )
     checkpoint_every: int = Field(50, ge=1, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(2, ge=2, le=100, description="Newest complete checkpoints kept while training.")
     seed: int = Field(0, ge=0, description="Of initial weights and the order of sequences.")
@@ -67,9 +71,7 @@ class TrainSpec(Frozen):
     @model_validator(mode="after")
     def batch_divides(self) -> TrainSpec:
         if self.sequences_per_step % self.ranks:
-            raise ValueError(
-                f"sequences_per_step {self.sequences_per_step} is not a multiple of ranks {self.ranks}"
-            )
+            raise ValueError(f"sequences_per_step {self.sequences_per_step} is not a multiple of ranks {self.ranks}")
         return self
 
 
@@ -78,12 +80,6 @@ class CompressSpec(Frozen):
 
     schemes: tuple[Literal["int8", "int4"], ...] = Field(("int8", "int4"), description="One output folder each.")
     group_size: int = Field(32, ge=8, le=1024, description="Inputs that share one scale.")
-
-
-class CompressJobSpec(CompressSpec):
-    """One scheme of a CompressSpec: what one compress job is asked for."""
-
-    scheme: Literal["int8", "int4"] = Field("int8", description="int8: one byte a weight. int4: half a byte.")
 
 
 class GenerateSpec(Frozen):
@@ -107,18 +103,25 @@ class ExportSpec(Frozen):
 class EvaluateSpec(Frozen):
     max_documents: int = Field(200, ge=1, description="Held-out documents scored, lowest ids first.")
     max_document_tokens: int = Field(2048, ge=16, description="Tokens of a document scored, from its start.")
+    overlap: int = Field(
+        64, ge=1, description="Tokens of context a later window of a long document sees again, unscored."
+    )
     batch_tokens: int = Field(8192, ge=256, description="Tokens scored at once; changes speed, not numbers.")
 
 
 class GateSpec(Frozen):
     """Promote if the candidate is not worse than the champion by more than the margin, at the stated confidence."""
 
-    margin: float = Field(0.01, ge=0, description="Largest loss in bits per byte that still passes (upper bound of the interval).")
+    margin: float = Field(
+        0.01, ge=0, description="Largest loss in bits per byte that still passes (upper bound of the interval)."
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the one-sided upper bound.")
     replicates: int = Field(2000, ge=100, description="Bootstrap resamples of documents.")
     min_documents: int = Field(20, ge=2, description="Fewer scored documents keep the champion.")
     first_run: Literal["promote", "hold"] = Field("promote", description="What to do when there is no champion yet.")
-    max_first_bits_per_byte: float = Field(8.0, gt=0, description="The first champion must be below this; 8 is one byte a byte.")
+    max_first_bits_per_byte: float = Field(
+        8.0, gt=0, description="The first champion must be below this; 8 is one byte a byte."
+    )
     candidate: Literal["dense", "int8", "int4"] = Field(
         "dense", description="Which of tonight's models is put to the gate; the others are kept beside it."
     )

@@ -1,0 +1,33 @@
+"""Model folders on disk: reading one of any scheme, and what every one of them carries."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from training.compress.packed import load_packed
+from training.manifests import ModelFolder
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def load_model(folder: ModelFolder) -> PreTrainedModel:
+    """The model in fp32, in evaluation mode; packed weights are rebuilt from their codes."""
+    if folder.scheme == "dense":
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder.folder())
+    else:
+        model = load_packed(Path(folder.folder()))
+    return model.eval()
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of weight files on disk, headers included: what a download costs."""
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))

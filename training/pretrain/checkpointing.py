@@ -1,0 +1,129 @@
+"""Checkpoints while training: written beside, published by one rename, kept k deep; and the final one.
+
+    scratch/checkpoints/step-00000050/   .metadata, __0_0.distcp ..., state.json     complete, never changed
+    scratch/checkpoints/writing/         half of one, ignored and cleared
+
+In-progress checkpoints are torch distributed checkpoints: each rank writes its shard, any number of ranks can read.
+The published one is safetensors and JSON: its bytes depend on the weights alone (a DCP `.metadata` is a pickle).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from spark_jobs.errors import TrainingError
+from training.pretrain.parallel import Ranks
+
+STEP = re.compile(r"step-(\d{8})")
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in `folder`, ascending; [] if the folder does not exist."""
+    if not folder.is_dir():
+        return []
+    found = [(STEP.fullmatch(p.name), p) for p in folder.iterdir()]
+    return sorted(int(m[1]) for m, p in found if m and (p / ".metadata").is_file() and (p / "state.json").is_file())
+
+
+def train_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Weights and AdamW moments by parameter name, sharing memory with the live ones.
+
+    Moments that do not exist yet (before the first step) are made, so that a fresh run has room to load into.
+    """
+    state: dict[str, Any] = {}
+    for name, parameter in model.named_parameters():
+        moments = optimizer.state[parameter]
+        if not moments:
+            moments["step"] = torch.tensor(0.0)
+            moments["exp_avg"], moments["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
+        state[f"model.{name}"] = parameter.detach()
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            state[f"optimizer.{name}.{key}"] = moments[key]
+    return state
+
+
+def save_step(
+    folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], ranks: Ranks, keep: int,
+    before_publish: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Write the checkpoint of `step` (optimizer steps done) and publish it; then drop all but the newest `keep`.
+
+    `before_publish` runs on rank 0 when all bytes are down: what must be durable no later than the checkpoint.
+    """
+    writing, final = folder / "writing", folder / f"step-{step:08d}"
+    if ranks.is_first:
+        shutil.rmtree(writing, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    save(state | _random_state(ranks), checkpoint_id=writing)
+    dist.barrier()
+    if ranks.is_first:
+        (writing / "state.json").write_text(json.dumps(facts | {"step": step}, sort_keys=True) + "\n")
+        before_publish()
+        writing.rename(final)
+        prune(folder, keep)
+    dist.barrier()
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all complete checkpoints but the newest `keep` (at least one stays)."""
+    for step in complete_steps(folder)[: -max(1, keep)]:
+        shutil.rmtree(folder / f"step-{step:08d}")
+
+
+def load_newest(folder: Path, state: dict[str, Any], identity: str, ranks: Ranks) -> int:
+    """Fill `state` in place from the newest complete checkpoint and return its step; 0 if there is none.
+
+    Raises: TrainingError if the checkpoint belongs to another request.
+    """
+    newest = torch.tensor(max(complete_steps(folder), default=0), device=ranks.device)
+    dist.broadcast(newest, 0)  # ranks must agree even if a folder appears between two looks
+    step = int(newest)
+    if step == 0:
+        return 0
+    place = folder / f"step-{step:08d}"
+    facts = json.loads((place / "state.json").read_text())
+    if facts["identity"] != identity:
+        raise TrainingError(
+            f"{place}: a checkpoint of another request or corpus; delete {folder} and run the step again"
+        )
+    random = _random_state(ranks)
+    known = FileSystemReader(place).read_metadata().state_dict_metadata
+    random = {key: value for key, value in random.items() if key in known}  # more ranks than there were: keep the seed
+    load(state | random, checkpoint_id=place)
+    for value in random.values():
+        torch.set_rng_state(value)
+    return step
+
+
+def _random_state(ranks: Ranks) -> dict[str, Tensor]:
+    """Under a key of its own: ranks that share a key would all get rank 0's."""
+    return {f"random_{ranks.rank}": torch.get_rng_state()}
+
+
+def save_final(data: Path, state: dict[str, Any], ranks: Ranks) -> None:
+    """Gather everything on rank 0 and write model.safetensors and optimizer.safetensors. Same bytes on any ranks."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if ranks.is_first:
+            tensors[key] = full.contiguous().cpu()
+    if not ranks.is_first:
+        return
+    for part in ("model", "optimizer"):
+        chosen = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
+        save_file(chosen, data / f"{part}.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,173 @@
+"""The train job: check the request, start the ranks, hand back what rank 0 found.
+
+torchrun --nproc-per-node 2 -m training.pretrain.main --request FILE     the same ranks, started by hand or on many nodes
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from spark_jobs.errors import DataError, JobCrashed, NightmillError, TrainingError
+from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
+from spark_jobs.requests import Failure, Outcome, Request, failure_of
+from training.inputs import input_uri
+from training.manifests import ModelFolder
+from training.pretrain.model import check_architecture, load_weights, model_config, new_model
+from training.pretrain.parallel import Ranks, join_ranks, shard_model
+from training.pretrain.token_shards import Sequences, corpus_row_groups
+from training.pretrain.trainer import plan_of, train_rank
+from training.processes import die_with_parent, error_of, signal_name
+from training.specs import TrainSpec
+
+
+def run(request: Request) -> Outcome:
+    """Train on as many local ranks as the spec says.
+
+    The launcher is torch elastic, which torchrun itself calls. On CPU the ranks are forked from this process, which has
+    the libraries loaded and has run no operation yet; after CUDA has started a fork is not safe, so they are spawned.
+    """
+    spec = TrainSpec.model_validate(request.spec)
+    check_request(request, spec)
+    on_cuda = torch.cuda.is_available()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=spec.ranks,
+        run_id="nightmill",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port on loopback
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn" if on_cuda else "fork",
+    )
+    try:
+        answers = elastic_launch(config, run_rank)(request.model_dump_json(), os.getpid())
+    except ChildFailedError as err:
+        raise _crash_of(err) from err
+    answer = answers[0]
+    if "failure" in answer:
+        raise error_of(Failure.model_validate(answer["failure"]))
+    return Outcome.model_validate(answer["outcome"])
+
+
+def _crash_of(error: ChildFailedError) -> NightmillError:
+    rank, failure = error.get_first_failure()
+    how = f"killed by {signal_name(-failure.exitcode)}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
+    return JobCrashed(
+        f"rank {rank} was {how}: {failure.message}; run the step again, it continues from the newest checkpoint"
+    )
+
+
+def check_request(request: Request, spec: TrainSpec) -> None:
+    """Refuse early, from manifests and file bytes alone.
+
+    Raises: RequestError, DataError, each naming the thing, the value and what was wanted.
+    """
+    corpus, tokenizer, champion = _inputs(request)
+    if corpus.vocab_size != tokenizer.vocab_size:
+        raise DataError(
+            f"corpus {corpus.address} has {corpus.vocab_size} token ids, tokenizer {tokenizer.address} "
+            f"{tokenizer.vocab_size}: run step tokenize again with this tokenizer"
+        )
+    for night in corpus.nights:
+        shards = TokenShards.load(corpus.at(night.tokens.address))
+        shards.check_bytes()
+        if (shards.vocab_size, shards.seq_len) != (corpus.vocab_size, corpus.seq_len):
+            raise DataError(
+                f"token shards {shards.address} have vocabulary {shards.vocab_size} and sequences of {shards.seq_len}, "
+                f"corpus {corpus.address} says {corpus.vocab_size} and {corpus.seq_len}: tokenize that night again"
+            )
+    num_sequences = sum(night.num_sequences for night in corpus.nights)
+    if num_sequences < spec.sequences_per_step:
+        raise DataError(
+            f"corpus {corpus.address} has {num_sequences} sequences of {corpus.seq_len} tokens, one step wants "
+            f"{spec.sequences_per_step} for {spec.ranks} ranks: add documents or lower train.sequences_per_step"
+        )
+    if champion is not None:
+        check_architecture(model_config(spec.model, tokenizer, corpus.seq_len), champion)
+
+
+def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | None]:
+    champion = request.inputs.get("champion")
+    return (
+        Corpus.load(input_uri(request, "corpus")),
+        TokenizerFiles.load(input_uri(request, "tokenizer")),
+        ModelFolder.load(champion) if champion else None,
+    )
+
+
+def run_rank(request_json: str, launcher: int) -> dict[str, Any]:
+    """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together."""
+    die_with_parent(launcher)
+    request = Request.model_validate_json(request_json)
+    ranks = join_ranks()
+    try:
+        outcome = _train(request, TrainSpec.model_validate(request.spec), ranks)
+    except TrainingError as error:  # a decision of all ranks, not a crash of one
+        return {"failure": failure_of(error).model_dump()}
+    dist.destroy_process_group()  # on success only: after a crash it would wait for peers that are gone
+    return {"outcome": outcome.model_dump(mode="json")}
+
+
+def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
+    corpus, tokenizer, champion = _inputs(request)
+    if spec.sequences_per_step % ranks.world_size:
+        raise TrainingError(f"{spec.sequences_per_step} sequences a step cannot be shared by {ranks.world_size} ranks")
+    config = model_config(spec.model, tokenizer, corpus.seq_len)
+    model = new_model(config, spec.seed)
+    if champion is not None:
+        load_weights(model, Path(champion.folder()) / "model.safetensors")
+    num_parameters = sum(p.numel() for p in model.parameters())
+    out = Path(request.out)
+    if ranks.is_first:
+        (out / "data").mkdir(parents=True, exist_ok=True)
+        (out / "scratch").mkdir(exist_ok=True)
+        config.save_pretrained(out / "data")
+    groups = corpus_row_groups(corpus, champion.night if champion else "")
+    replay_ratio = float(corpus.spec.get("replay_ratio", 0.5))
+    sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed)
+    identity = _identity(request, corpus, champion)
+    plan = plan_of(spec, champion is not None, identity)
+    facts = train_rank(shard_model(model, ranks, spec.precision), sequences, spec, plan, out, ranks)
+    fields = facts | {
+        "model_type": config.model_type,
+        "num_parameters": num_parameters,
+        "num_steps": plan.num_steps,
+        "resumed_from": champion.address if champion else "",
+    }
+    return Outcome(num_rows=plan.num_steps, format="safetensors", fields=fields)
+
+
+def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None) -> str:
+    """What a checkpoint may be resumed under: everything but the number of ranks."""
+    spec = {k: v for k, v in request.spec.items() if k != "ranks"}
+    text = json.dumps([spec, corpus.digest, champion.digest if champion else ""], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="torchrun -m training.pretrain.main", description=__doc__.splitlines()[0])
+    parser.add_argument("--request", type=Path, required=True)
+    request = Request.model_validate_json(parser.parse_args().request.read_text())
+    if os.environ["LOCAL_RANK"] == "0":
+        check_request(request, TrainSpec.model_validate(request.spec))
+    answer = run_rank(request.model_dump_json(), os.getppid())
+    if os.environ["RANK"] == "0":
+        sys.stdout.write(json.dumps(answer) + "\n")
+    return 1 if "failure" in answer else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,182 @@
+"""Token shards of a corpus as micro-batches, in an order that is a pure function of (seed, epoch, position).
+
+No cursor, no buffer: the sequences of step s are known from s alone, so a resumed run, or one on another number of
+ranks, reads exactly what the unbroken one would have read. Memory holds a few row groups, never the corpus.
+Shapes: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pyarrow import orc
+from torch import Tensor
+
+from spark_jobs.errors import DataError
+from spark_jobs.manifests import Corpus, TokenShards
+from training.pretrain.loss import IGNORED
+
+COLUMNS = ["tokens", "doc_lengths"]
+CACHED_GROUPS = 4  # of one night's row group and the replayed nights' it is mixed with
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A Parquet row group or an ORC stripe: the unit that is read at once."""
+
+    path: str
+    index: int
+    num_rows: int
+    is_replay: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """tokens, positions (restart at 0 with each document), labels (IGNORED on padding and on each document's first
+    token), documents (number of the document inside the sequence, -1 on padding): int64 (B, T)."""
+
+    tokens_BT: Tensor  # noqa: N815
+    positions_BT: Tensor  # noqa: N815
+    labels_BT: Tensor  # noqa: N815
+    documents_BT: Tensor  # noqa: N815
+
+    @property
+    def num_tokens(self) -> int:
+        return int((self.documents_BT >= 0).sum())
+
+    def attention_mask(self) -> Tensor:
+        """bool (B, 1, T, T): a token sees itself and earlier tokens of its own document, nothing else.
+
+        Padding sees padding: a row that sees nothing would be NaN.
+        """
+        same_BTT = self.documents_BT[:, :, None] == self.documents_BT[:, None, :]
+        return same_BTT.tril()[:, None]
+
+
+def corpus_row_groups(corpus: Corpus, trained_until: str = "") -> list[RowGroup]:
+    """All row groups, oldest night first. Those of nights up to `trained_until` are replay (empty: none is)."""
+    replayed = {n.night for n in corpus.nights if n.night <= trained_until}
+    if len(replayed) == len(corpus.nights):  # nothing is newer than the champion: go on with the last night
+        replayed.discard(corpus.nights[-1].night)
+    groups: list[RowGroup] = []
+    for night in corpus.nights:
+        shards = TokenShards.load(corpus.at(night.tokens.address))
+        for path in shards.paths():
+            counts = _group_sizes(path)
+            groups += [RowGroup(path, i, n, night.night in replayed) for i, n in enumerate(counts) if n]
+    return groups
+
+
+def _group_sizes(path: str) -> list[int]:
+    if path.endswith(".orc"):
+        file = orc.ORCFile(path)
+        return [file.read_stripe(i, columns=["seq_id"]).num_rows for i in range(file.nstripes)]
+    footer = pq.read_metadata(path)
+    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+
+
+def epoch_order(groups: Sequence[RowGroup], replay_ratio: float, seed: int, epoch: int) -> np.ndarray:
+    """Row numbers (int64, over all groups in their given order) of one epoch.
+
+    Every new row once, and round(replay_ratio * new rows) replayed ones (at most all), spread evenly at random.
+    Row groups are shuffled, then rows inside each: a step touches few groups. Rows of a night were already put in a
+    seeded global order when they were packed.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    starts = np.cumsum([0, *(g.num_rows for g in groups)])
+    new = _shuffled_rows([i for i, g in enumerate(groups) if not g.is_replay], starts, rng)
+    old = _shuffled_rows([i for i, g in enumerate(groups) if g.is_replay], starts, rng)
+    old = old[: round(replay_ratio * len(new))]
+    order = np.empty(len(new) + len(old), dtype=np.int64)
+    from_new = rng.permutation(len(order)) < len(new)
+    order[from_new] = new
+    order[~from_new] = old
+    return order
+
+
+def _shuffled_rows(indices: Sequence[int], starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    parts = [starts[i] + rng.permutation(starts[i + 1] - starts[i]) for i in rng.permutation(np.array(indices, int))]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+class Sequences:
+    """Random access to packed sequences by position in the endless stream of epochs."""
+
+    def __init__(self, groups: Sequence[RowGroup], seq_len: int, pad_id: int, replay_ratio: float, seed: int) -> None:
+        self.groups = list(groups)
+        self.seq_len, self.pad_id, self.replay_ratio, self.seed = seq_len, pad_id, replay_ratio, seed
+        self.starts = np.cumsum([0, *(g.num_rows for g in groups)])
+        self.epoch = 0
+        self.order = epoch_order(self.groups, replay_ratio, seed, 0)
+        self.cache: OrderedDict[int, tuple[Any, ...]] = OrderedDict()
+
+    @property
+    def num_per_epoch(self) -> int:
+        return len(self.order)
+
+    def row_at(self, position: int) -> int:
+        """Row number of a position; epochs follow one another in orders of their own."""
+        epoch, index = divmod(position, self.num_per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.groups, self.replay_ratio, self.seed, epoch)
+        return int(self.order[index])
+
+    def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (int32) and document lengths (int32) of one sequence."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        if number not in self.cache:
+            self.cache[number] = _read_group(self.groups[number])
+            if len(self.cache) > CACHED_GROUPS:
+                self.cache.popitem(last=False)
+        self.cache.move_to_end(number)
+        tokens, token_ends, lengths, length_ends = self.cache[number]
+        i = row - int(self.starts[number])
+        return tokens[token_ends[i] : token_ends[i + 1]], lengths[length_ends[i] : length_ends[i + 1]]
+
+    def micro_batches(self, positions: Sequence[int], micro_batch: int) -> Iterator[Batch]:
+        for first in range(0, len(positions), micro_batch):
+            rows = [self.read(self.row_at(p)) for p in positions[first : first + micro_batch]]
+            yield make_batch(rows, self.seq_len, self.pad_id)
+
+
+def _read_group(group: RowGroup) -> tuple[Any, ...]:
+    if group.path.endswith(".orc"):
+        table = pa.Table.from_batches([orc.ORCFile(group.path).read_stripe(group.index, columns=COLUMNS)])
+    else:
+        table = pq.ParquetFile(group.path).read_row_group(group.index, columns=COLUMNS, use_threads=False)
+    arrays: list[Any] = []
+    for name in COLUMNS:
+        column = table.column(name).combine_chunks()
+        offsets = column.offsets.to_numpy()
+        arrays += [column.values.to_numpy(zero_copy_only=False), offsets]
+    return tuple(arrays)
+
+
+def make_batch(rows: Sequence[tuple[np.ndarray, np.ndarray]], seq_len: int, pad_id: int) -> Batch:
+    """Lay packed sequences side by side, padded on the right to `seq_len`.
+
+    Raises: DataError if document lengths do not add up to the tokens, or there are more than seq_len.
+    """
+    shape = (len(rows), seq_len)
+    tokens, labels = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    positions, documents = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+    for b, (ids, lengths) in enumerate(rows):
+        n = len(ids)
+        if n != lengths.sum() or n > seq_len:
+            raise DataError(
+                f"a packed sequence has {n} tokens, document lengths {lengths.tolist()}, at most {seq_len} wanted; "
+                "run step tokenize again"
+            )
+        starts = np.cumsum(lengths) - lengths
+        tokens[b, :n] = labels[b, :n] = ids
+        labels[b, starts] = IGNORED
+        positions[b, :n] = np.arange(n) - np.repeat(starts, lengths)
+        documents[b, :n] = np.repeat(np.arange(len(lengths)), lengths)
+    return Batch(*(torch.from_numpy(a) for a in (tokens, positions, labels, documents)))
