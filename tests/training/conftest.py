@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -185,3 +186,17 @@ def sample_texts(count: int, seed: int) -> list[str]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Two nights, sequences of 32 tokens, vocabulary 300."""
     return make_world(tmp_path_factory.mktemp("world"), [sample_texts(60, 1), sample_texts(20, 2)], 300, 32)
+
+
+@pytest.fixture(scope="session")
+def make() -> SimpleNamespace:
+    """The builders above, for tests that need another world."""
+    return SimpleNamespace(
+        publish=publish,
+        publish_outcome=publish_outcome,
+        tokenizer=make_tokenizer,
+        shards=make_shards,
+        corpus=make_corpus,
+        world=make_world,
+        texts=sample_texts,
+    )
