@@ -38,6 +38,5 @@ class StepBusy(NightmillError):
 
 
 ERRORS: dict[str, type[NightmillError]] = {
-    cls.__name__: cls
-    for cls in (RequestError, DataError, QualityError, TrainingError, JobCrashed, DiskFull, StepBusy)
+    cls.__name__: cls for cls in (RequestError, DataError, QualityError, TrainingError, JobCrashed, DiskFull, StepBusy)
 }

@@ -37,8 +37,11 @@ class SourceSpec(Frozen):
 class IngestSpec(Frozen):
     sources: tuple[SourceSpec, ...] = Field((SourceSpec(),), min_length=1, description="Read in this order.")
     max_document_bytes: int = Field(
-        2_000_000, ge=1_000, description="Longer documents are rejected (bytes of UTF-8), so that no single one fills a core."
+        2_000_000,
+        ge=1_000,
+        description="Longer documents are rejected (bytes of UTF-8), so that no single one fills a core.",
     )
+    format: TableFormat = Field("parquet", description="Columnar format of documents, here and in the steps behind.")
 
 
 class CleanSpec(Frozen):
@@ -53,7 +56,10 @@ class CleanSpec(Frozen):
     max_ellipsis_line_ratio: float = Field(0.3, ge=0, le=1, description="Lines ending with an ellipsis. Gopher: 0.3.")
     min_alpha_word_ratio: float = Field(0.8, ge=0, le=1, description="Words with a letter. Gopher: 0.8.")
     min_stop_words: int = Field(
-        2, ge=0, le=8, description="Of {the, be, to, of, and, that, have, with}; English only, 0 turns it off. Gopher: 2."
+        2,
+        ge=0,
+        le=8,
+        description="Of {the, be, to, of, and, that, have, with}; English only, 0 turns it off. Gopher: 2.",
     )
 
 
@@ -64,7 +70,10 @@ class DedupSpec(Frozen):
     bands: int = Field(14, ge=1, le=64, description="LSH bands. FineWeb: 14.")
     rows: int = Field(8, ge=1, le=64, description="Hashes a band. FineWeb: 8.")
     min_jaccard: float = Field(
-        0.7, gt=0, le=1, description="A candidate is removed only if its shingles' Jaccard with a kept document reaches this."
+        0.7,
+        gt=0,
+        le=1,
+        description="A candidate is removed only if its shingles' Jaccard with a kept document reaches this.",
     )
     seed: int = Field(1, ge=0, description="Of the hash family. FineWeb: 1.")
 

@@ -1,0 +1,13 @@
+"""PySpark's worker daemon with our imports done before it forks, so that no worker pays for them again."""
+
+import spark_jobs.minhash
+import spark_jobs.packing
+import spark_jobs.readers
+import spark_jobs.text_rules
+import tokenizers
+from pyspark.daemon import manager
+
+__all__ = ["manager", "spark_jobs", "tokenizers"]
+
+if __name__ == "__main__":
+    manager()

@@ -1,0 +1,207 @@
+"""Ingest: the files of the sources that no earlier night has taken, as documents.
+
+Two passes, both on the workers: one hashes the files that are there, one reads those whose hash is new. `seen/` lists
+the files taken tonight; the nights before are found through the history.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+from pyspark.sql import DataFrame, SparkSession
+
+from spark_jobs import python_environment, readers, tables
+from spark_jobs.errors import RequestError
+from spark_jobs.job import Job
+from spark_jobs.manifests import Corpus, Documents
+from spark_jobs.requests import Outcome
+from spark_jobs.schemas import DOCUMENTS, SEEN, Schema, ddl
+from spark_jobs.specs import IngestSpec, SourceSpec
+
+RULE_VERSION = "ingest-1"
+SPLIT_BYTES = 64 << 20  # uncompressed files of lines are cut into pieces of about this size
+BATCH_BYTES = 8 << 20
+BATCH_ROWS = 2048
+READ_BYTES = 1 << 20
+
+LISTED: Schema = {"source_index": "int", "path": "string"}
+HASHED: Schema = LISTED | {"source": "string", "size_bytes": "bigint", "digest": "string"}
+LABELLED: Schema = DOCUMENTS | {
+    "num_bytes": "bigint", "reason": "string", "value": "double", "threshold": "double", "detail": "string",
+}  # fmt: skip
+
+
+def ingest(job: Job, spec: IngestSpec) -> Outcome:
+    """Raises: RequestError if a source's path does not exist or holds no file of its kind."""
+    history = job.input("history", Corpus) if "history" in job.inputs else None
+    listed = list_units(spec, num_earlier_nights=len(history.nights) if history else 0)
+    hashed = tables.stage(hash_units(_as_table(job.spark, listed), spec), job.scratch("hashed"))
+    fresh = hashed.join(_seen(job.spark, history), "digest", how="left_anti") if history else hashed
+    labelled = tables.stage(read_units(fresh, spec), job.scratch("labelled"))
+
+    taken = fresh.where("digest != ''")
+    num_taken = taken.count()
+    parts = tables.num_files(num_taken * tables.REJECT_BYTES)
+    order = ("digest", "source", "path")
+    tables.write_table(
+        taken.select(*SEEN), job.out / "seen", "parquet", tables.range_of_hex("digest", parts), parts, order
+    )
+    outcome = tables.write_documents(job, labelled, spec.format, RULE_VERSION)
+    files = {"files": len(listed), "files_new": num_taken}
+    return outcome.model_copy(update={"counts": outcome.counts | files})
+
+
+def name_of(source: SourceSpec) -> str:
+    return source.name or source.kind
+
+
+def list_units(spec: IngestSpec, num_earlier_nights: int) -> list[tuple[int, str]]:
+    """(index of the source, path relative to the source's path) of every file now there. Raises: RequestError."""
+    units = []
+    for index, source in enumerate(spec.sources):
+        if source.kind == "python-environment":
+            paths = python_environment.list_units(source.first_night_share + source.nightly_share * num_earlier_nights)
+        else:
+            paths = _list_files(source)
+        units.extend((index, path) for path in paths)
+    return units
+
+
+def _list_files(source: SourceSpec) -> list[str]:
+    root = Path(source.path)
+    where = f"source {name_of(source)!r}: path {source.path!r}"
+    if not source.path:
+        raise RequestError(f"source {name_of(source)!r}: path is empty; set it to a file or folder of {source.kind}")
+    if root.is_file():
+        return [""]
+    if not root.is_dir():
+        raise RequestError(f"{where} does not exist; mend ingest.sources or mount it")
+    suffixes = readers.SUFFIXES[source.kind]
+    paths = [
+        Path(folder, name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root)
+        for name in names
+        if _kind_suffix(name, source.kind) in suffixes and not name.startswith(".")
+    ]
+    if not any(os.access(root / path, os.R_OK) for path in paths):
+        raise RequestError(f"{where} holds no readable {' or '.join(suffixes)} file; mend ingest.sources")
+    return sorted(paths)
+
+
+def _kind_suffix(name: str, kind: str) -> str:
+    path = Path(name)
+    if kind in ("jsonl", "text") and path.suffix in readers.COMPRESSED:
+        path = path.with_suffix("")
+    return path.suffix
+
+
+def _as_table(spark: SparkSession, units: list[tuple[int, str]]) -> DataFrame:
+    """Spread over the cores; the order and the spread leave no trace in the result."""
+    rows = spark.createDataFrame(units, ddl(LISTED))
+    return rows.repartition(max(1, min(len(units), 2 * spark.sparkContext.defaultParallelism)))
+
+
+def _seen(spark: SparkSession, history: Corpus) -> DataFrame:
+    folders = [history.at(night.ingested.address) for night in history.nights]
+    paths = [path for folder in folders for path in Documents.load(folder).paths("seen")]
+    return tables.read_table(spark, paths, "parquet", SEEN).select("digest")
+
+
+def hash_units(units: DataFrame, spec: IngestSpec) -> DataFrame:
+    """LISTED -> HASHED: size and xxh3_128 of each file; an empty digest if it cannot be opened (reading it will say why)."""
+
+    def hash_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            rows = [_hash_unit(spec, **unit) for unit in batch.to_pylist()]
+            yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(HASHED))
+
+    return units.mapInArrow(hash_batches, ddl(HASHED))
+
+
+def _hash_unit(spec: IngestSpec, source_index: int, path: str) -> dict[str, object]:
+    source = spec.sources[source_index]
+    size, hasher = 0, xxhash.xxh3_128()
+    row = {"source_index": source_index, "source": name_of(source), "path": path}
+    try:
+        for block in _blocks(source, path):
+            hasher.update(block)
+            size += len(block)
+    except OSError:
+        return row | {"size_bytes": 0, "digest": ""}
+    return row | {"size_bytes": size, "digest": hasher.hexdigest()}
+
+
+def _blocks(source: SourceSpec, path: str) -> Iterator[bytes]:
+    if source.kind == "python-environment":
+        yield python_environment.read_bytes(path)
+        return
+    with readers.file_of(source, path).open("rb") as stream:
+        while block := stream.read(READ_BYTES):
+            yield block
+
+
+def read_units(units: DataFrame, spec: IngestSpec) -> DataFrame:
+    """HASHED -> LABELLED: one row a record, `reason` null for a document. Batches are bounded by bytes."""
+
+    def cut_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            rows = [piece for unit in batch.to_pylist() for piece in _pieces(spec, unit)]
+            yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(PIECES))
+
+    def read_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for piece in batch.to_pylist():
+                yield from _read_piece(spec, **piece)
+
+    pieces = units.mapInArrow(cut_batches, ddl(PIECES))
+    if any(source.kind == "jsonl" for source in spec.sources):
+        pieces = pieces.repartition(2 * units.sparkSession.sparkContext.defaultParallelism)
+    return pieces.mapInArrow(read_batches, ddl(LABELLED))
+
+
+PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint"}
+
+
+def _pieces(spec: IngestSpec, unit: dict[str, object]) -> Iterator[dict[str, object]]:
+    source, path, size = spec.sources[int(unit["source_index"])], str(unit["path"]), int(unit["size_bytes"])  # type: ignore[call-overload]
+    base = {"source_index": unit["source_index"], "path": path}
+    file = readers.file_of(source, path)
+    if source.kind != "jsonl" or file.suffix in readers.COMPRESSED or size <= SPLIT_BYTES:
+        yield base | {"first": 0, "stop": 1 << 62}
+        return
+    starts = sorted({readers.line_start(file, near) for near in range(0, size, SPLIT_BYTES)} - {size})
+    for first, stop in zip(starts, [*starts[1:], 1 << 62], strict=True):
+        yield base | {"first": first, "stop": stop}
+
+
+def _read_piece(spec: IngestSpec, source_index: int, path: str, first: int, stop: int) -> Iterator[pa.RecordBatch]:
+    source = spec.sources[source_index]
+    rows, size = [], 0
+    for record in readers.read_unit(source, readers.Unit(path, first, stop), spec.max_document_bytes):
+        rows.append(_row(source, record))
+        size += rows[-1]["num_bytes"]
+        if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
+            yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(LABELLED))
+            rows, size = [], 0
+    if rows:
+        yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(LABELLED))
+
+
+def _row(source: SourceSpec, record: readers.Record) -> dict[str, object]:
+    encoded = record.text.encode() if record.text is not None else b""
+    return {
+        "doc_id": xxhash.xxh3_128_hexdigest(encoded) if record.text is not None else "",
+        "source": name_of(source),
+        "priority": source.priority,
+        "num_bytes": len(encoded),
+        **record._asdict(),
+    }
+
+
+def _arrow_schema(schema: Schema) -> pa.Schema:
+    kinds = {"string": pa.string(), "int": pa.int32(), "bigint": pa.int64(), "double": pa.float64()}
+    return pa.schema([(name, kinds[kind]) for name, kind in schema.items()])

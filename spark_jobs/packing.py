@@ -1,0 +1,92 @@
+"""Best-fit packing of documents into sequences (Ding et al. 2024, arXiv:2404.10830). No Spark.
+
+Only documents longer than a sequence are cut, into pieces of one sequence and a rest. Pieces go in order of falling length,
+each into the sequence with the smallest space that takes it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def cut(lengths: Ints, seq_len: int) -> tuple[Ints, Ints, Ints]:
+    """(document, first token, number of tokens) of each piece, in document order; int64[num_pieces] each.
+
+    lengths: int64[num_documents], tokens of each document; a document without tokens gives no piece.
+    """
+    counts = -(-lengths // seq_len)
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    firsts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * seq_len
+    return documents, firsts, np.minimum(lengths[documents] - firsts, seq_len)
+
+
+def best_fit(lengths: Ints, seq_len: int) -> Ints:
+    """Sequence (0-based, in order of opening) of each piece, int64[num_pieces].
+
+    lengths: int64[num_pieces], each 1..seq_len. Of equal pieces the earlier goes first, of equal spaces the one opened first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    return _place(lengths, order, seq_len)  # type: ignore[no-any-return]
+
+
+@njit(cache=True)
+def _place(lengths: Ints, order: Ints, seq_len: int) -> Ints:
+    """`spaces` is a tree over the free space 1..seq_len: leaf s holds the number of open sequences with s free."""
+    leaves = 1
+    while leaves < seq_len + 1:
+        leaves *= 2
+    spaces = np.zeros(2 * leaves, np.int64)
+    heads = np.full(seq_len + 1, -1, np.int64)  # sequences with that much space, as linked queues: first in, first out
+    tails = np.full(seq_len + 1, -1, np.int64)
+    following = np.full(lengths.size, -1, np.int64)
+    chosen = np.empty(lengths.size, np.int64)
+    opened = 0
+    for piece in order:
+        length = lengths[piece]
+        space = _smallest_at_least(spaces, leaves, length)
+        if space < 0:
+            sequence, space = opened, seq_len
+            opened += 1
+        else:
+            sequence = heads[space]
+            heads[space] = following[sequence]
+            following[sequence] = -1
+            _add(spaces, leaves, space, -1)
+        chosen[piece] = sequence
+        left = space - length
+        if left > 0:
+            if heads[left] < 0:
+                heads[left] = sequence
+            else:
+                following[tails[left]] = sequence
+            tails[left] = sequence
+            _add(spaces, leaves, left, 1)
+    return chosen
+
+
+@njit(cache=True)
+def _add(spaces: Ints, leaves: int, space: int, change: int) -> None:
+    node = leaves + space
+    while node >= 1:
+        spaces[node] += change
+        node //= 2
+
+
+@njit(cache=True)
+def _smallest_at_least(spaces: Ints, leaves: int, length: int) -> int:
+    """The smallest space >= length that some open sequence has, -1 if none."""
+    node = leaves + length
+    if spaces[node] > 0:
+        return length
+    while node > 1:
+        if node % 2 == 0 and spaces[node + 1] > 0:
+            node += 1
+            while node < leaves:
+                node = 2 * node if spaces[2 * node] > 0 else 2 * node + 1
+            return node - leaves
+        node //= 2
+    return -1

@@ -1,0 +1,78 @@
+"""Entry point of every data job: one Spark session answers all requests of a night.
+
+python -m spark_jobs.run                    requests as JSON lines on stdin (what the step engine does)
+python -m spark_jobs.run --request FILE     one request, by hand; prints the outcome
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from spark_jobs import specs
+from spark_jobs.errors import RequestError
+from spark_jobs.job import Job
+from spark_jobs.manifests import Frozen
+from spark_jobs.requests import Outcome, Request, serve
+from spark_jobs.session import spark_session
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+JobFunction = Callable[[Job, Any], Outcome]
+
+
+def jobs() -> dict[str, tuple[type[Frozen], JobFunction]]:
+    """Job name -> (spec type, function)."""
+    from spark_jobs import clean, dedup, expectations, ingest, tokenization, tokenizer
+
+    return {
+        "ingest": (specs.IngestSpec, ingest.ingest),
+        "clean": (specs.CleanSpec, clean.clean),
+        "dedup": (specs.DedupSpec, dedup.dedup),
+        "check-documents": (specs.CheckSpec, expectations.check_documents),
+        "tokenizer": (specs.TokenizerSpec, tokenizer.make_tokenizer),
+        "tokenize": (specs.TokenizeSpec, tokenization.tokenize),
+        "check-tokens": (specs.CheckSpec, expectations.check_tokens),
+    }
+
+
+def run_request(spark: SparkSession, request: Request) -> Outcome:
+    """Run one job in an emptied `request.out`. Raises: RequestError for an unknown job or a spec that does not fit."""
+    table = jobs()
+    if request.job not in table:
+        raise RequestError(f"job {request.job!r} is unknown; wanted one of {', '.join(table)}")
+    spec_type, function = table[request.job]
+    try:
+        spec = spec_type.model_validate(request.spec)
+    except ValidationError as err:
+        raise RequestError(f"job {request.job}: {err}") from err
+    out = Path(request.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.iterdir():  # of an attempt that was killed: the jobs start from their inputs
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    return function(Job(spark, request.job, request.inputs, out, request.night), spec)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--request", type=Path, help="file with one request as JSON")
+    asked = parser.parse_args()
+    spark = spark_session()
+    handle = partial(run_request, spark)
+    if asked.request:
+        outcome = handle(Request.model_validate_json(asked.request.read_text()))
+        sys.stdout.write(outcome.model_dump_json(indent=1) + "\n")
+    else:
+        serve(handle)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Names, Spark types and meaning of every column that the data jobs write.
+
+A schema is a dict name -> Spark SQL type, in column order. `ddl` turns it into what Spark's readers take.
+"""
+
+from __future__ import annotations
+
+Schema = dict[str, str]
+
+DOCUMENTS: Schema = {
+    "doc_id": "string",  # 32 hex digits: xxh3_128 of the UTF-8 text as ingested
+    "text": "string",
+    "source": "string",  # SourceSpec.name, or its kind
+    "origin": "string",  # file relative to the source's path, and the place inside it: `a/b.jsonl.gz@1024` (byte offset)
+    "priority": "int",  # SourceSpec.priority; of two copies the lower survives
+}
+DOCUMENT_ORDER = ("doc_id", "priority", "source", "origin")
+
+REJECTS: Schema = {
+    "doc_id": "string",  # empty when there was no text to hash
+    "source": "string",
+    "origin": "string",
+    "step": "string",
+    "reason": "string",
+    "value": "double",  # what the rule measured; null for a reason that measures nothing
+    "threshold": "double",  # what the spec allows
+    "detail": "string",  # for a person; for a duplicate: the document that stays, and its night
+    "rule_version": "string",
+}
+REJECT_ORDER = ("doc_id", "source", "origin", "reason", "detail")
+
+SEEN: Schema = {
+    "source": "string",
+    "path": "string",  # relative to the source's path
+    "size_bytes": "bigint",
+    "digest": "string",  # xxh3_128 of the file's bytes, 32 hex digits
+}
+
+BAND_KEYS: Schema = {
+    "band": "int",
+    "key64": "bigint",  # 64-bit hash of the band's minima, see minhash.band_keys
+    "doc_id": "string",
+}
+EXACT_KEYS: Schema = {
+    "key": "string",  # xxh3_128 of the normalised text, see minhash.normalised
+    "doc_id": "string",
+}
+
+SEQUENCES: Schema = {
+    "seq_id": "bigint",  # 0..n-1
+    "tokens": "array<int>",
+    "doc_lengths": "array<int>",  # sums to size(tokens)
+    "doc_ids": "array<string>",  # as long as doc_lengths
+}
+HELDOUT: Schema = {"doc_id": "string", "text": "string", "source": "string"}
+
+
+def ddl(schema: Schema) -> str:
+    return ", ".join(f"`{name}` {kind}" for name, kind in schema.items())

@@ -1,0 +1,183 @@
+"""Tokenize documents and pack them into training sequences; keep some documents out for evaluation.
+
+A document becomes bos + tokens + eos. Packing (packing.py) works inside blocks of about BLOCK_TOKENS, chosen by document
+id, so that a block fits one core's memory and its content follows from the documents alone. The order of sequences over
+the whole output is that of a seeded hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from spark_jobs import packing, tables
+from spark_jobs.errors import DataError
+from spark_jobs.job import Job
+from spark_jobs.manifests import Documents, TokenizerFiles
+from spark_jobs.requests import Outcome
+from spark_jobs.schemas import DOCUMENTS, HELDOUT, SEQUENCES, Schema, ddl
+from spark_jobs.specs import TokenizeSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BLOCK_TOKENS = 16_000_000
+TOKEN_BYTES = 4
+HELDOUT_SALT = (
+    "heldout"  # not the bits that order documents, or the tokenizer's sample would meet the held-out ones first
+)
+ENCODE_BYTES = 1 << 20  # of text at a time: the library's encodings take some 100 bytes a token
+
+ENCODED: Schema = {"doc_id": "string", "tokens": "array<int>"}
+PACKED: Schema = {name: kind for name, kind in SEQUENCES.items() if name != "seq_id"} | {"order_key": "bigint"}
+
+
+def tokenize(job: Job, spec: TokenizeSpec) -> Outcome:
+    """Raises: DataError if no document is left for training."""
+    documents, files = job.input("documents", Documents), job.input("tokenizer", TokenizerFiles)
+    split = split_heldout(tables.read_data(job.spark, documents, DOCUMENTS), spec.heldout_share)
+    heldout, training = split.where("is_heldout"), split.where("not is_heldout")
+    encoded = tables.stage(encode_documents(training, files), job.scratch("encoded"))
+    totals = encoded.agg(F.count("*").alias("documents"), F.sum(F.size("tokens")).alias("tokens")).first()
+    num_documents, num_tokens = int(totals["documents"]), int(totals["tokens"] or 0)
+    if num_documents == 0:
+        raise DataError(
+            f"{documents.address}: {documents.num_rows} documents and none left to train on (tokenize.heldout_share="
+            f"{spec.heldout_share}); add documents or lower the share"
+        )
+    packed = tables.stage(pack_documents(encoded, num_tokens, spec), job.scratch("packed"))
+    num_sequences = _write_sequences(job, packed, num_tokens * TOKEN_BYTES, spec)
+    num_heldout = documents.num_rows - num_documents
+    parts = tables.num_files(heldout.agg(F.sum(F.octet_length("text"))).first()[0] or 0)
+    place = tables.range_of_hex("doc_id", parts)
+    tables.write_table(heldout.select(*HELDOUT), job.out / "heldout", spec.format, place, parts, ("doc_id",))
+    return Outcome(
+        num_rows=num_sequences,
+        format=spec.format,
+        columns=tables.columns_of(SEQUENCES),
+        counts={"documents": documents.num_rows, "trained": num_documents, "heldout": num_heldout},
+        fields={
+            "seq_len": spec.seq_len,
+            "vocab_size": files.vocab_size,
+            "num_tokens": num_tokens,
+            "num_heldout": num_heldout,
+            "tokenizer": files.address,
+        },
+    )
+
+
+def split_heldout(documents: DataFrame, share: float) -> DataFrame:
+    """Add `is_heldout`: true for about `share` of the documents, the same ones whatever else is there."""
+    place = F.conv(F.substring(F.md5(F.concat(F.lit(HELDOUT_SALT), F.col("doc_id"))), 1, 8), 16, 10).cast("long")
+    return documents.withColumn("is_heldout", place < F.lit(int(share * 2**32)))
+
+
+def encode_documents(documents: DataFrame, files: TokenizerFiles) -> DataFrame:
+    """DOCUMENTS -> ENCODED: bos + tokens of the text + eos."""
+    path, bos, eos = f"{files.folder()}/tokenizer.json", files.bos_id, files.eos_id
+
+    def encode_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        tokenizer = _load(path)
+        for batch in batches:
+            for first, stop in _slices(batch.column("text")):
+                texts = batch.column("text")[first:stop].to_pylist()
+                rows = [
+                    [bos, *encoding.ids, eos] for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
+                ]
+                tokens = pa.array(rows, pa.list_(pa.int32()))
+                yield pa.RecordBatch.from_arrays([batch.column("doc_id")[first:stop], tokens], names=list(ENCODED))
+
+    return documents.select("doc_id", "text").mapInArrow(encode_batches, ddl(ENCODED))
+
+
+@cache
+def _load(path: str) -> Tokenizer:
+    """Once a worker process, not once a batch."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
+
+
+def _slices(texts: pa.Array) -> Iterator[tuple[int, int]]:
+    """Runs of rows of about ENCODE_BYTES."""
+    ends = np.cumsum(pa.compute.binary_length(texts).to_numpy(zero_copy_only=False))
+    borders = np.flatnonzero(np.diff(ends // ENCODE_BYTES, prepend=0)) + 1
+    cuts = sorted({0, *(int(border) for border in borders), len(texts)})
+    yield from zip(cuts, cuts[1:], strict=False)
+
+
+def pack_documents(encoded: DataFrame, num_tokens: int, spec: TokenizeSpec) -> DataFrame:
+    """ENCODED -> PACKED, with `order_key` bigint: a seeded hash of the sequence's place in its block."""
+    blocks = -(-num_tokens // BLOCK_TOKENS)
+    seq_len, seed = spec.seq_len, spec.seed
+
+    def pack_block(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        block = pa.Table.from_batches(batches, schema=_ENCODED_ARROW)
+        if block.num_rows:
+            yield from pack_table(block, seq_len, seed)
+
+    ordered = encoded.repartitionById(blocks, tables.range_of_hex("doc_id", blocks)).sortWithinPartitions("doc_id")
+    return ordered.mapInArrow(pack_block, ddl(PACKED))
+
+
+_ENCODED_ARROW = pa.schema([("doc_id", pa.string()), ("tokens", pa.list_(pa.int32()))])
+
+
+def pack_table(block: pa.Table, seq_len: int, seed: int) -> Iterator[pa.RecordBatch]:
+    """One block, sorted by doc_id, as packed sequences. Order of documents in a sequence: that of the pieces."""
+    column = block.column("tokens").combine_chunks()
+    tokens, starts = column.flatten().to_numpy(), np.concatenate(([0], np.cumsum(column.value_lengths().to_numpy())))
+    documents, firsts, lengths = packing.cut(np.diff(starts), seq_len)
+    sequence = packing.best_fit(lengths, seq_len)
+    order = np.argsort(sequence, kind="stable")
+    borders = np.searchsorted(sequence[order], np.arange(sequence.max() + 2))
+    pieces = [
+        tokens[starts[d] + f : starts[d] + f + n]
+        for d, f, n in zip(documents[order], firsts[order], lengths[order], strict=True)
+    ]
+    ids = block.column("doc_id").to_pylist()
+    names = [ids[document] for document in documents[order]]
+    sizes = np.concatenate(([0], np.cumsum(lengths[order])))
+    first_name = ids[0].encode()
+    keys = [xxhash.xxh3_64_intdigest(b"%s %d" % (first_name, number), seed) for number in range(len(borders) - 1)]
+    yield pa.RecordBatch.from_arrays(
+        [
+            pa.ListArray.from_arrays(
+                pa.array(sizes[borders], pa.int32()), pa.array(np.concatenate(pieces), pa.int32())
+            ),
+            pa.ListArray.from_arrays(pa.array(borders, pa.int32()), pa.array(lengths[order], pa.int32())),
+            pa.ListArray.from_arrays(pa.array(borders, pa.int32()), pa.array(names, pa.string())),
+            pa.array(np.array(keys, np.uint64).view(np.int64)),
+        ],
+        names=list(PACKED),
+    )
+
+
+def _write_sequences(job: Job, packed: DataFrame, size_bytes: int, spec: TokenizeSpec) -> int:
+    """Write data/ in the order of `order_key` and number the sequences; returns how many there are."""
+    parts = tables.num_files(size_bytes)
+    placed = packed.withColumn("part", tables.range_of_long("order_key", parts))
+    counts = {row["part"]: row["count"] for row in placed.groupBy("part").count().collect()}
+    before = np.concatenate(([0], np.cumsum([counts.get(part, 0) for part in range(parts)])))
+    offsets = [int(number) for number in before]
+
+    def number_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        done = 0
+        for batch in batches:
+            if batch.num_rows:
+                first = offsets[batch.column("part")[0].as_py()] + done
+                numbers = pa.array(np.arange(first, first + batch.num_rows), pa.int64())
+                done += batch.num_rows
+                columns = [numbers if name == "seq_id" else batch.column(name) for name in SEQUENCES]
+                yield pa.RecordBatch.from_arrays(columns, names=list(SEQUENCES))
+
+    ordered = placed.repartitionById(parts, F.col("part")).sortWithinPartitions("order_key", "doc_ids")
+    tables.save(ordered.mapInArrow(number_rows, ddl(SEQUENCES)), job.out / "data", spec.format)
+    return offsets[-1]
