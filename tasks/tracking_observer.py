@@ -118,6 +118,10 @@ class TrackingObserver:
             self._tracking.send({"do": "artifacts", "key": key, "path": str(Path(handle.uri) / MANIFEST)})
             if isinstance(handle, CheckReport | Verdict | Release):
                 self._tracking.send({"do": "artifacts", "key": key, "path": handle.folder(), "to": "output"})
+            if isinstance(handle, CheckReport):
+                self._tracking.send(
+                    {"do": "artifacts", "key": key, "path": handle.folder("data_docs"), "to": "data_docs"}
+                )
 
 
 def open_tracking(workspace: Workspace) -> Tracking:

@@ -120,7 +120,9 @@ def test_run_of_a_killed_process_is_ended_as_killed(uri, workspace, tmp_path):
         "assert tracking.wait(60)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", script], check=False, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    killed = subprocess.run(
+        [sys.executable, "-c", script], check=False, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+    )
     assert killed.returncode == -9
     assert runs_by_name(uri, workspace)[NIGHT].info.status == "RUNNING"
     Tracking(uri, workspace, tmp_path).close()

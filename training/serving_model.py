@@ -1,0 +1,55 @@
+"""The model as MLflow serves it. This file is copied beside the weights and run from there, so it stands alone
+(packed weights alone need the package).
+
+MLflow runs it as code (no pickle). Input: a column `prompt`; output: a column `text`, the continuation without the prompt.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+
+class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Greedy continuation, so that the same prompt gives the same text."""
+
+    def load_context(self, context: Any) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = Path(context.artifacts["model"])
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if (folder / "packed.safetensors").exists():
+            from training.compress.packed import load_packed  # packed weights need Nightmill beside transformers
+
+            self.model = load_packed(folder).eval()
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        import pandas as pd
+
+        wanted = int((params or {}).get("max_new_tokens", 32))
+        return pd.DataFrame({"text": [self._continue(prompt, wanted) for prompt in model_input["prompt"]]})
+
+    def _continue(self, prompt: str, max_new_tokens: int) -> str:
+        import torch
+
+        start = [self.model.config.bos_token_id] if self.model.config.bos_token_id is not None else []
+        tokens_BT = torch.tensor([start + self.tokenizer.encode(prompt, add_special_tokens=False)])
+        with torch.no_grad():
+            output_BT = self.model.generate(
+                tokens_BT,
+                attention_mask=torch.ones_like(tokens_BT),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
+        text: str = self.tokenizer.decode(output_BT[0, tokens_BT.shape[1] :], skip_special_tokens=True)
+        return text
+
+
+mlflow.models.set_model(TextGenerator())
