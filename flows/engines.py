@@ -1,17 +1,46 @@
-"""How the outermost flow of a process gets its engine: steps as Prefect tasks, watched by MLflow and the artifacts."""
+"""How a process gets its engine: steps as Prefect tasks, watched by MLflow and the Prefect artifacts."""
 
 from __future__ import annotations
 
-from tasks.engine import Engine, Observer
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flows.specs import NightlySpec
+from tasks.artifacts import ArtifactObserver
+from tasks.engine import Engine, Observer, engine_in_use
 from tasks.machine import require_free_disk
 from tasks.prefect_runner import run_as_task
+from tasks.tracking import Status
+from tasks.tracking_observer import TrackingObserver, open_tracking
 from tasks.workspace import Workspace
 
 
-def make_engine(workspace: Workspace, night: str, *observers: Observer) -> Engine:
-    """An engine for real work. `observers` listen besides MLflow and the Prefect artifacts.
+@contextmanager
+def engine_for(
+    spec: NightlySpec, night: str, *observers: Observer, whole_night: bool = True, tracked: bool = True
+) -> Iterator[Engine]:
+    """An engine for real work, in use until this ends; then its child processes are gone and MLflow's runs are ended.
 
+    whole_night: this process runs the night from end to end, not one sub-flow of it. tracked: off when nothing will run,
+    because importing mlflow would be most of such a run.
     Raises: DiskFull if there is no room to begin.
     """
+    workspace = Workspace.of(spec.name)
     require_free_disk(workspace.root)
-    return Engine(workspace, night, runner=run_as_task, observers=observers)
+    tracking = (
+        TrackingObserver(open_tracking(workspace), night, spec.model_dump(mode="json"), outermost=whole_night)
+        if tracked
+        else None
+    )
+    watching = (*observers, ArtifactObserver(), *([tracking] if tracking else []))
+    status: Status = "KILLED"
+    try:
+        with engine_in_use(Engine(workspace, night, runner=run_as_task, observers=watching)) as engine:
+            yield engine
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        if tracking:
+            tracking.close(status)

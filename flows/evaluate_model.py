@@ -28,6 +28,6 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
         }
         scores = {label: score_model(label, model, corpus, tokenizer, spec.evaluate) for label, model in models.items()}
         champion = tonight.champion_to_beat(models[spec.gate.candidate])
-        beaten = champion and score_model("champion", champion, corpus, tokenizer, spec.evaluate)
+        beaten = score_model("champion", champion, corpus, tokenizer, spec.evaluate) if champion else None
         decide(scores[spec.gate.candidate], beaten, spec.gate)
         return tonight.report()

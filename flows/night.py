@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Any
 
-from flows.engines import make_engine
+from prefect.runtime import flow_run
+
+from flows.engines import engine_for
 from flows.specs import NightlySpec
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Corpus, Documents, Frozen, TokenizerFiles
-from tasks.engine import Engine, StepResult, engine_in_use, engine_or_none, is_planned
+from tasks.engine import Engine, StepResult, engine_or_none, is_planned
 from tasks.ledger import Champion, champion_before, champion_to_beat
 from tasks.workspace import Workspace, parse_night
 from training.manifests import ModelFolder
@@ -122,14 +124,12 @@ def open_night(spec: NightlySpec, night: str) -> Iterator[Night]:
     if outer is not None:
         yield Night(spec, outer.night, outer.workspace, outer, _first_result=len(outer.results))
         return
-    workspace = Workspace.of(spec.name)
-    with engine_in_use(make_engine(workspace, parse_night(night or scheduled_night()))) as engine:
-        yield Night(spec, engine.night, workspace, engine)
+    whole_night = not flow_run.parent_flow_run_id
+    with engine_for(spec, parse_night(night or scheduled_night()), whole_night=whole_night) as engine:
+        yield Night(spec, engine.night, engine.workspace, engine)
 
 
 def scheduled_night() -> str:
     """The date (UTC) for which the scheduler planned this flow run: a late or repeated run keeps its night."""
-    from prefect.runtime import flow_run
-
     start = flow_run.scheduled_start_time
     return start.astimezone(UTC).date().isoformat() if start else ""

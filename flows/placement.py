@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from prefect import Flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 
 from flows.night import FlowReport, Night
@@ -30,6 +31,7 @@ def _through_deployment(name: str, tonight: Night) -> FlowReport:
         parameters={"spec": tonight.spec.model_dump(mode="json"), "night": tonight.night},
         flow_run_name=f"{name} {tonight.spec.name} {tonight.night}",
     )
+    assert isinstance(run, FlowRun)  # a coroutine only inside an event loop, which our flows never are
     assert run.state is not None
     if not run.state.is_completed():
         raise _error_of(name, run.state.type.value, run.state.message or "")

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from flows.night import FlowReport, Night
 from spark_jobs.manifests import Frozen
+from tasks.artifacts import publish_night_table
 from tasks.engine import StepResult
 from tasks.ledger import champion_now
 from training.manifests import Release, Scorecard, Verdict
@@ -44,13 +45,15 @@ def summarize(tonight: Night, reports: list[FlowReport]) -> NightReport:
     if stopped:
         steps += [StepResult(step=name, state="skipped", why=stopped) for name in AFTER_CORPUS]
     champion = champion_now(tonight.workspace) if not tonight.engine.planning else None
+    decision = stopped or _decision(tonight)
+    publish_night_table(steps, tonight.night, decision)
     return NightReport(
         status="done",
         night=tonight.night,
         steps=tuple(steps),
         model=champion
         and ModelLine(name=tonight.spec.name, version=champion.version, alias="champion", address=champion.address),
-        decision=stopped or _decision(tonight),
+        decision=decision,
         metrics={} if tonight.engine.planning or stopped else night_metrics(tonight),
     )
 

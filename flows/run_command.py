@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.update(client_environment(home()))
     with EmbeddedPrefect(home()) as server:  # its imports take seconds and overlap with ours, see docs/adr/0004
         os.environ["PREFECT_API_URL"] = server.api_url  # before anything imports prefect, which reads it once
-        report = _run_night(spec, night, workspace, console, started, server)
+        report = _run_night(spec, night, console, started, server)
     _print(report, console, arguments.json)
     return 0 if report.status == "done" else 1
 
@@ -65,18 +65,16 @@ def planned_steps(spec: NightlySpec, night: str) -> tuple[StepResult, ...]:
         return tuple(engine.results)
 
 
-def _run_night(
-    spec: NightlySpec, night: str, workspace: Workspace, console: Console, started: float, server: EmbeddedPrefect
-) -> NightReport:
+def _run_night(spec: NightlySpec, night: str, console: Console, started: float, server: EmbeddedPrefect) -> NightReport:
     from flows.console import ConsoleObserver
-    from flows.engines import make_engine
+    from flows.engines import engine_for
     from flows.nightly import nightly
     from flows.report import NightReport
 
     planned = planned_steps(spec, night)
-    engine = make_engine(workspace, night, ConsoleObserver(console))
-    _start_early(engine, planned)
-    with engine_in_use(engine):
+    work_left = any(step.state == "would run" for step in planned)
+    with engine_for(spec, night, ConsoleObserver(console), tracked=work_left) as engine:
+        _start_early(engine, planned)
         server.wait()
         try:
             report = nightly(spec, night)
