@@ -114,10 +114,12 @@ def apply_file(path: Path, api_url: str, auth: str = "") -> list[Applied]:
     from prefect.client.orchestration import SyncPrefectClient
 
     entries = read_prefect_file(path)
-    with SyncPrefectClient(api_url, auth_string=auth or None) as client:
+    planned = [(entry, _load_flow(entry)) for entry in entries.deployments]
+    wanted = [(entry, flow.name, _wanted(entry, flow)) for entry, flow in planned]  # whatever is wrong is found before
+    with SyncPrefectClient(api_url, auth_string=auth or None) as client:  # anything is changed
         lines = [_apply_pool(client, name, pool) for name, pool in entries.definitions.pools.items()]
-        for entry in entries.deployments:
-            lines += _apply_deployment(client, entry)
+        for entry, flow_name, fields in wanted:
+            lines += _apply_deployment(client, entry, flow_name, fields)
         return lines + _remove_left_over_schedules(client, {entry.name for entry in entries.deployments})
 
 
@@ -143,15 +145,24 @@ def _apply_pool(client: SyncPrefectClient, name: str, pool: PoolEntry) -> Applie
     return Applied(kind="pool", name=name, state="updated" if changed else "unchanged", changed=changed)
 
 
-def _apply_deployment(client: SyncPrefectClient, entry: DeploymentEntry) -> list[Applied]:
+def _load_flow(entry: DeploymentEntry) -> Any:
+    module, _, function = entry.entrypoint.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as err:
+        raise RequestError(
+            f"deployment {entry.name}: entrypoint {entry.entrypoint!r} cannot be imported: {err}"
+        ) from err
+
+
+def _apply_deployment(
+    client: SyncPrefectClient, entry: DeploymentEntry, flow_name: str, wanted: dict[str, Any]
+) -> list[Applied]:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.exceptions import ObjectNotFound
 
-    module, _, function = entry.entrypoint.rpartition(".")
-    flow = getattr(importlib.import_module(module), function)
-    wanted = _wanted(entry, flow)
-    name = f"{flow.name}/{entry.name}"
+    name = f"{flow_name}/{entry.name}"
     try:
         before = client.read_deployment_by_name(name)
     except ObjectNotFound:
@@ -160,7 +171,7 @@ def _apply_deployment(client: SyncPrefectClient, entry: DeploymentEntry) -> list
     if before is None or changed:
         removed = _remove_schedules(client, before, keep={schedule.slug for schedule in entry.schedules})
         client.create_deployment(
-            flow_id=client.create_flow_from_name(flow.name),
+            flow_id=client.create_flow_from_name(flow_name),
             schedules=[
                 DeploymentScheduleCreate(
                     schedule=CronSchedule(cron=schedule.cron, timezone=schedule.timezone),
@@ -210,11 +221,12 @@ def _wanted(entry: DeploymentEntry, flow: Any) -> dict[str, Any]:
 
 def _differences(before: DeploymentResponse, wanted: dict[str, Any], entry: DeploymentEntry) -> tuple[str, ...]:
     """Names of what differs between the server and the file."""
-    there = {name: getattr(before, name) for name in wanted} | {
+    spelt_otherwise = {
         "tags": sorted(before.tags),
         "pull_steps": before.pull_steps or [],
         "concurrency_limit": before.global_concurrency_limit and before.global_concurrency_limit.limit,
     }
+    there = {n: spelt_otherwise[n] if n in spelt_otherwise else getattr(before, n) for n in wanted}
     changed = [name for name, value in wanted.items() if there[name] != value]
     schedules = {
         (s.slug, getattr(s.schedule, "cron", ""), getattr(s.schedule, "timezone", ""), s.active)

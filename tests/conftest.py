@@ -1,0 +1,28 @@
+"""Fixtures shared by several packages' tests."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.daemons import start_all, stop_all
+from tasks.servers import Servers
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def servers_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Servers]]:
+    """Prefect and MLflow servers and both workers, as `nightmill up` starts them, on free ports."""
+    home = tmp_path_factory.mktemp("servers-home")
+    try:
+        yield home, start_all(home, free_port(), free_port())
+    finally:
+        stop_all(home)
