@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torch.distributed as dist
 from pyarrow import orc
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.multiprocessing.spawn import start_processes
 
 from spark_jobs.manifests import (
     MANIFEST,
@@ -28,6 +36,10 @@ from spark_jobs.manifests import (
     file_sha256,
 )
 from spark_jobs.requests import Outcome
+from training.pretrain.parallel import Ranks
+
+# One thread: no OpenMP pool, so that tests may fork ranks from this process.
+torch.set_num_threads(1)
 
 H = TypeVar("H", bound=Handle)
 
@@ -200,3 +212,76 @@ def make() -> SimpleNamespace:
         world=make_world,
         texts=sample_texts,
     )
+
+
+class Engine:
+    """The application `python -m training.run`, asked one request at a time."""
+
+    def __init__(self) -> None:
+        answers, writer = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "training.run"], stdin=subprocess.PIPE, pass_fds=[writer], text=True,
+            env=os.environ | {"NIGHTMILL_ANSWER_FD": str(writer)},
+        )  # fmt: skip
+        os.close(writer)
+        self.answers = os.fdopen(answers)
+
+    def start(self, job: str, spec: dict[str, Any], out: Path, **inputs: str) -> Iterator[dict[str, Any]]:
+        """Send a request; yields its events, then its outcome or failure."""
+        out.mkdir(parents=True, exist_ok=True)
+        request = {"job": job, "spec": spec, "inputs": inputs, "out": str(out), "night": "2026-01-01"}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        for line in self.answers:
+            message = json.loads(line)
+            yield message
+            if "event" not in message:
+                return
+
+    def fail(self, job: str, spec: dict[str, Any], out: Path, **inputs: str) -> tuple[str, str]:
+        """(error class, message) of a job that must fail."""
+        *_, last = self.start(job, spec, out, **inputs)
+        assert "failure" in last, last
+        return last["failure"]["error"], last["failure"]["message"]
+
+    def run(self, kind: type[H], job: str, spec: dict[str, Any], out: Path, **inputs: str) -> H:
+        """Do the job and publish what it wrote."""
+        *_, last = self.start(job, spec, out, **inputs)
+        assert "outcome" in last, last
+        return publish_outcome(kind, out, "2026-01-01", Outcome.model_validate(last["outcome"]))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    app = Engine()
+    yield app
+    assert app.process.stdin is not None
+    app.process.stdin.close()
+    assert app.process.wait(timeout=30) == 0
+    app.answers.close()
+
+
+def _rank(index: int, function: Callable[[Ranks], Any], world_size: int, store: str, results: str) -> None:
+    os.environ.update(
+        RANK=str(index), LOCAL_RANK=str(index), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
+    )
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=index, world_size=world_size)
+    torch.save(function(Ranks(index, world_size, torch.device("cpu"))), f"{results}-{index}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> Callable[[Callable[[Ranks], Any], int], list[Any]]:
+    """Run a function on n forked gloo ranks and return what each returned, in order of rank."""
+
+    def run(function: Callable[[Ranks], Any], world_size: int) -> list[Any]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        arguments = (function, world_size, str(folder / "store"), str(folder / "result"))
+        start_processes(_rank, arguments, world_size, start_method="fork")
+        return [torch.load(folder / f"result-{rank}", weights_only=True) for rank in range(world_size)]
+
+    return run

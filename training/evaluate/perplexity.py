@@ -84,7 +84,9 @@ def _window_nats(model: nn.Module, batch: Sequence[Window], texts: Sequence[Sequ
 
 def _nats(logits_TV: Tensor, tokens_T: Tensor, window: Window) -> float:
     first, last = window.scored - window.start, window.end - window.start
-    losses = F.cross_entropy(logits_TV[first - 1 : last - 1].float(), tokens_T[first:last], reduction="none")
+    logits_TV = logits_TV[first - 1 : last - 1]
+    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+    losses = F.cross_entropy(logits_TV, tokens_T[first:last], reduction="none")
     return float(losses.double().sum())
 
 

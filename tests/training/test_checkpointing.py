@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.pretrain.checkpointing import complete_steps, prune
+
+
+def make_step(folder: Path, step: int, complete: bool = True) -> None:
+    place = folder / f"step-{step:08d}"
+    place.mkdir(parents=True)
+    (place / "__0_0.distcp").write_bytes(b"x")
+    if complete:
+        (place / ".metadata").write_bytes(b"x")
+        (place / "state.json").write_text("{}")
+
+
+def test_a_step_without_metadata_is_not_complete(tmp_path: Path) -> None:
+    """A rank killed while writing leaves only shards."""
+    make_step(tmp_path, 10)
+    make_step(tmp_path, 20, complete=False)
+    (tmp_path / "writing").mkdir()
+    assert complete_steps(tmp_path) == [10]
+
+
+def test_complete_steps_of_a_missing_folder_are_none(tmp_path: Path) -> None:
+    assert complete_steps(tmp_path / "nowhere") == []
+
+
+def test_prune_keeps_the_newest_and_never_the_last_good_one(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        make_step(tmp_path, step)
+    make_step(tmp_path, 40, complete=False)
+    prune(tmp_path, keep=2)
+    assert complete_steps(tmp_path) == [20, 30]
+    prune(tmp_path, keep=0)
+    assert complete_steps(tmp_path) == [30]
+    prune(tmp_path / "nowhere", keep=2)
