@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from spark_jobs import tables, text_rules
 from spark_jobs.job import Job
 from spark_jobs.manifests import Documents
 from spark_jobs.requests import Outcome
-from spark_jobs.schemas import DOCUMENT_ORDER, DOCUMENTS, ddl
+from spark_jobs.schemas import DOCUMENTS, ddl
 from spark_jobs.specs import CleanSpec
 
 RULE_VERSION = "gopher-quality-1"
@@ -103,8 +102,10 @@ def first_broken_rule(
         ("few_stop_words", m.num_stop_words, spec.min_stop_words, m.num_stop_words < spec.min_stop_words),
     )
     reason = np.full(len(m.num_words), None, object)
+    decided = np.zeros(len(reason), bool)
     value, threshold = np.full(len(reason), np.nan), np.full(len(reason), np.nan)
     for name, measured, limit, broken in rules:
-        hit = broken & (reason == None)  # noqa: E711 - elementwise
+        hit = broken & ~decided
         reason[hit], value[hit], threshold[hit] = name, measured[hit], limit
+        decided |= hit
     return reason, value, threshold

@@ -1,11 +1,12 @@
 """PySpark's worker daemon with our imports done before it forks, so that no worker pays for them again."""
 
+import tokenizers
+from pyspark.daemon import manager
+
 import spark_jobs.minhash
 import spark_jobs.packing
 import spark_jobs.readers
 import spark_jobs.text_rules
-import tokenizers
-from pyspark.daemon import manager
 
 __all__ = ["manager", "spark_jobs", "tokenizers"]
 

@@ -65,10 +65,7 @@ def merged(
 
 def _without_traceback(info: dict[str, Any]) -> dict[str, Any]:
     """Of an exception only the class and first line; the metric it is filed under has a random part."""
-    if "raised_exception" in info:
-        errors = [info]
-    else:
-        errors = list(info.values())
+    errors = [info] if "raised_exception" in info else list(info.values())
     messages = sorted(
         {str(e.get("exception_message")).splitlines()[0][:300] for e in errors if e.get("raised_exception")}
     )
@@ -80,7 +77,8 @@ def _without_traceback(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_json(page: ExpectationSuiteValidationResult, failed: list[str]) -> dict[str, Any]:
-    return page.to_json_dict() | {"success": not failed, "failed": sorted(failed)}
+    fields: dict[str, Any] = page.to_json_dict()
+    return fields | {"success": not failed, "failed": sorted(failed)}
 
 
 def as_html(page: ExpectationSuiteValidationResult) -> str:

@@ -10,6 +10,7 @@ Beside data/ and rejects/ lie `keys/` and `index/` of the documents that stay, f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +46,10 @@ def dedup(job: Job, spec: DedupSpec) -> Outcome:
     exact = tables.stage(label_exact(signed, history.keys(job.spark)), job.scratch("exact"))
     first = exact.where("reason is null")
     pairs = tables.stage(candidate_pairs(first, history.index(job.spark)), job.scratch("pairs"))
-    likeness = tables.stage(verify_pairs(pairs, texts, history.texts(job.spark), spec), job.scratch("likeness"))
-    near = choose_removals(likeness)
+    near = None
+    if not pairs.isEmpty():  # a night without candidates is common, and planning joins over nothing takes seconds
+        likeness = tables.stage(verify_pairs(pairs, texts, history.texts(job.spark), spec), job.scratch("likeness"))
+        near = choose_removals(likeness)
     labelled = tables.stage(label_all(exact, near, spec), job.scratch("labelled"))
     _write_index(job, labelled)
     with_texts = labelled.join(_texts_of(texts, labelled), list(DOCUMENT_ORDER), how="left")
@@ -94,10 +97,7 @@ class History:
 
 
 def _union(parts: list[DataFrame]) -> DataFrame | None:
-    whole = parts[0] if parts else None
-    for part in parts[1:]:
-        whole = whole.unionByName(part)
-    return whole
+    return reduce(DataFrame.unionByName, parts) if parts else None
 
 
 def sign_documents(documents: DataFrame, spec: DedupSpec) -> DataFrame:
@@ -213,7 +213,6 @@ def choose_removals(likeness: DataFrame) -> DataFrame:
     In rounds: who has no rival left before him stays; whoever is like one who stays goes, and rivals no one any more.
     Each round settles at least the first document of every cluster; a chain in order of survival is the worst case.
     """
-    spark = likeness.sparkSession
     found = likeness.where("night is not null")
     open_pairs = likeness.where("night is null").join(found.select("doc_id").distinct(), "doc_id", how="left_anti")
     gone = found.select("doc_id").distinct().select(F.col("doc_id").alias("leader"))
@@ -228,7 +227,6 @@ def choose_removals(likeness: DataFrame) -> DataFrame:
         open_pairs = open_pairs.select(*likeness.columns).localCheckpoint()
     best = F.min(F.struct((-F.col("jaccard")).alias("unlike"), F.col("leader"), F.col("night"))).alias("best")
     chosen = found.groupBy("doc_id").agg(best)
-    assert spark is not None
     return chosen.select(
         "doc_id",
         F.col("best.leader").alias("leader"),
@@ -237,11 +235,13 @@ def choose_removals(likeness: DataFrame) -> DataFrame:
     )
 
 
-def label_all(exact: DataFrame, near: DataFrame, spec: DedupSpec) -> DataFrame:
+def label_all(exact: DataFrame, near: DataFrame | None, spec: DedupSpec) -> DataFrame:
     """Join both kinds of removal: PLACE, num_bytes, key, bands, reason, value, threshold, detail.
 
     An exact copy whose keeper was removed as a near copy names the document that stays.
     """
+    if near is None:
+        near = exact.sparkSession.createDataFrame([], "doc_id string, leader string, night string, jaccard double")
     by_self = near.select("doc_id", F.col("leader").alias("near_id"), F.col("night").alias("near_night"), "jaccard")
     by_keeper = near.select(
         F.col("doc_id").alias("keeper"), F.col("leader").alias("final_id"), F.col("night").alias("final_night")

@@ -161,7 +161,7 @@ def validate(suite: Suite, name: str) -> tuple[ExpectationSuiteValidationResult,
     import great_expectations as gx
 
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
+    context.variables.progress_bars = {"globally": False}
     if isinstance(suite.frame, DataFrame):
         source = context.data_sources.add_spark(name, persist=False)
     else:

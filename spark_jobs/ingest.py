@@ -29,6 +29,7 @@ BATCH_ROWS = 2048
 READ_BYTES = 1 << 20
 
 LISTED: Schema = {"source_index": "int", "path": "string"}
+PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint"}  # bytes [first, stop) of a file of lines
 HASHED: Schema = LISTED | {"source": "string", "size_bytes": "bigint", "digest": "string"}
 LABELLED: Schema = DOCUMENTS | {
     "num_bytes": "bigint", "reason": "string", "value": "double", "threshold": "double", "detail": "string",
@@ -61,7 +62,7 @@ def name_of(source: SourceSpec) -> str:
 
 def list_units(spec: IngestSpec, num_earlier_nights: int) -> list[tuple[int, str]]:
     """(index of the source, path relative to the source's path) of every file now there. Raises: RequestError."""
-    units = []
+    units: list[tuple[int, str]] = []
     for index, source in enumerate(spec.sources):
         if source.kind == "python-environment":
             paths = python_environment.list_units(source.first_night_share + source.nightly_share * num_earlier_nights)
@@ -101,7 +102,11 @@ def _kind_suffix(name: str, kind: str) -> str:
 
 def _as_table(spark: SparkSession, units: list[tuple[int, str]]) -> DataFrame:
     """Spread over the cores; the order and the spread leave no trace in the result."""
-    rows = spark.createDataFrame(units, ddl(LISTED))
+    rows = spark.createDataFrame(  # from Arrow: from a list of tuples it would go through a pickled RDD
+        pa.Table.from_pylist(
+            [{"source_index": index, "path": path} for index, path in units], schema=_arrow_schema(LISTED)
+        )
+    )
     return rows.repartition(max(1, min(len(units), 2 * spark.sparkContext.defaultParallelism)))
 
 
@@ -149,7 +154,11 @@ def read_units(units: DataFrame, spec: IngestSpec) -> DataFrame:
 
     def cut_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            rows = [piece for unit in batch.to_pylist() for piece in _pieces(spec, unit)]
+            rows = [
+                piece
+                for unit in batch.to_pylist()
+                for piece in _pieces(spec, unit["source_index"], unit["path"], unit["size_bytes"])
+            ]
             yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(PIECES))
 
     def read_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -163,12 +172,9 @@ def read_units(units: DataFrame, spec: IngestSpec) -> DataFrame:
     return pieces.mapInArrow(read_batches, ddl(LABELLED))
 
 
-PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint"}
-
-
-def _pieces(spec: IngestSpec, unit: dict[str, object]) -> Iterator[dict[str, object]]:
-    source, path, size = spec.sources[int(unit["source_index"])], str(unit["path"]), int(unit["size_bytes"])  # type: ignore[call-overload]
-    base = {"source_index": unit["source_index"], "path": path}
+def _pieces(spec: IngestSpec, source_index: int, path: str, size: int) -> Iterator[dict[str, object]]:
+    source = spec.sources[source_index]
+    base = {"source_index": source_index, "path": path}
     file = readers.file_of(source, path)
     if source.kind != "jsonl" or file.suffix in readers.COMPRESSED or size <= SPLIT_BYTES:
         yield base | {"first": 0, "stop": 1 << 62}
@@ -180,10 +186,12 @@ def _pieces(spec: IngestSpec, unit: dict[str, object]) -> Iterator[dict[str, obj
 
 def _read_piece(spec: IngestSpec, source_index: int, path: str, first: int, stop: int) -> Iterator[pa.RecordBatch]:
     source = spec.sources[source_index]
-    rows, size = [], 0
+    rows: list[dict[str, object]] = []
+    size = 0
     for record in readers.read_unit(source, readers.Unit(path, first, stop), spec.max_document_bytes):
-        rows.append(_row(source, record))
-        size += rows[-1]["num_bytes"]
+        encoded = b"" if record.text is None else record.text.encode()
+        rows.append(_row(source, record, encoded))
+        size += len(encoded)
         if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
             yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(LABELLED))
             rows, size = [], 0
@@ -191,8 +199,7 @@ def _read_piece(spec: IngestSpec, source_index: int, path: str, first: int, stop
         yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(LABELLED))
 
 
-def _row(source: SourceSpec, record: readers.Record) -> dict[str, object]:
-    encoded = record.text.encode() if record.text is not None else b""
+def _row(source: SourceSpec, record: readers.Record, encoded: bytes) -> dict[str, object]:
     return {
         "doc_id": xxhash.xxh3_128_hexdigest(encoded) if record.text is not None else "",
         "source": name_of(source),

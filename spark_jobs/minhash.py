@@ -19,9 +19,9 @@ import unicodedata
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
+from spark_jobs.compiled import compiled
 from spark_jobs.unicode_classes import UNSPACED, WORD, unicode_classes
 from spark_jobs.utf8 import Bytes, Offsets, code_point, utf8_buffers
 
@@ -47,14 +47,14 @@ def band_keys(shingles: NDArray[np.uint64], offsets: Offsets, bands: int, rows: 
     return _band_keys(shingles, offsets, bands, rows, np.uint64(seed))  # type: ignore[no-any-return]
 
 
-@njit(cache=True, inline="always")
+@compiled
 def _mix(x: np.uint64) -> np.uint64:
     x = (x ^ (x >> S30)) * MIX_1
     x = (x ^ (x >> S27)) * MIX_2
     return x ^ (x >> S31)
 
 
-@njit(cache=True)
+@compiled
 def _shingle_sets(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], ngram: int):  # type: ignore[no-untyped-def]
     num_texts = offsets.size - 1
     ends = np.zeros(num_texts + 1, np.int64)
@@ -84,7 +84,7 @@ def _shingle_sets(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], ngr
     return out[:size].copy(), ends
 
 
-@njit(cache=True)
+@compiled
 def _hash_units(data: Bytes, start: int, stop: int, classes: NDArray[np.uint8], units: NDArray[np.uint64]) -> int:
     """Fill `units` with the hashes of the text's words, or of their characters; returns how many."""
     words, chars, unspaced = 0, 0, 0
@@ -108,7 +108,7 @@ def _hash_units(data: Bytes, start: int, stop: int, classes: NDArray[np.uint8], 
     if open_word:
         units[words] = h
         words += 1
-    if 2 * unspaced <= chars and chars <= MAX_MEAN_WORD_LENGTH * words:
+    if 2 * unspaced <= chars <= MAX_MEAN_WORD_LENGTH * words:
         return words
     chars, at = 0, start
     while at < stop:
@@ -120,7 +120,7 @@ def _hash_units(data: Bytes, start: int, stop: int, classes: NDArray[np.uint8], 
     return chars
 
 
-@njit(cache=True)
+@compiled
 def _band_keys(  # type: ignore[no-untyped-def]
     shingles: NDArray[np.uint64], offsets: Offsets, bands: int, rows: int, seed: np.uint64
 ):
@@ -137,8 +137,7 @@ def _band_keys(  # type: ignore[no-untyped-def]
                 least = np.uint64(0xFFFFFFFFFFFFFFFF)
                 for place in range(offsets[text], offsets[text + 1]):
                     h = _mix(shingles[place] ^ salt)
-                    if h < least:
-                        least = h
+                    least = min(least, h)
                 key = _mix(key ^ least)
             keys[text, band] = key
     return keys

@@ -7,8 +7,9 @@ each into the sequence with the smallest space that takes it.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from spark_jobs.compiled import compiled
 
 Ints = NDArray[np.int64]
 
@@ -30,10 +31,10 @@ def best_fit(lengths: Ints, seq_len: int) -> Ints:
     lengths: int64[num_pieces], each 1..seq_len. Of equal pieces the earlier goes first, of equal spaces the one opened first.
     """
     order = np.argsort(-lengths, kind="stable")
-    return _place(lengths, order, seq_len)  # type: ignore[no-any-return]
+    return _place(lengths, order, seq_len)
 
 
-@njit(cache=True)
+@compiled
 def _place(lengths: Ints, order: Ints, seq_len: int) -> Ints:
     """`spaces` is a tree over the free space 1..seq_len: leaf s holds the number of open sequences with s free."""
     leaves = 1
@@ -68,7 +69,7 @@ def _place(lengths: Ints, order: Ints, seq_len: int) -> Ints:
     return chosen
 
 
-@njit(cache=True)
+@compiled
 def _add(spaces: Ints, leaves: int, space: int, change: int) -> None:
     node = leaves + space
     while node >= 1:
@@ -76,7 +77,7 @@ def _add(spaces: Ints, leaves: int, space: int, change: int) -> None:
         node //= 2
 
 
-@njit(cache=True)
+@compiled
 def _smallest_at_least(spaces: Ints, leaves: int, length: int) -> int:
     """The smallest space >= length that some open sequence has, -1 if none."""
     node = leaves + length

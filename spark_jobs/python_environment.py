@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -48,11 +49,13 @@ def read_text(path: str) -> str:
 
 
 def _distributions() -> set[str]:
-    return {
-        f"distribution/{_canonical(d.metadata['Name'])}"
-        for d in importlib.metadata.distributions()
-        if d.metadata["Name"]
-    }
+    found = set()
+    for distribution in importlib.metadata.distributions():
+        # `distribution.metadata` would parse the long description too, which takes seconds for a few hundred
+        name = re.search(r"^Name: *(.+)$", distribution.read_text("METADATA") or "", re.MULTILINE)
+        if name:
+            found.add(f"distribution/{_canonical(name[1].strip())}")
+    return found
 
 
 def _canonical(name: str) -> str:
@@ -77,10 +80,11 @@ def _library() -> Path:
 
 
 def _modules() -> Iterator[str]:
-    for file in _library().rglob("*.py"):
-        path = file.relative_to(_library())
-        if not LEFT_OUT.intersection(path.parts):
-            yield f"module/{path.as_posix()}"
+    for folder, folders, names in os.walk(_library()):
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        for name in names:
+            if name.endswith(".py"):
+                yield f"module/{Path(folder, name).relative_to(_library()).as_posix()}"
 
 
 def _docstrings(source: bytes) -> Iterator[str]:

@@ -139,7 +139,8 @@ def lines(blocks: Iterable[bytes], first: int, stop: int, limit: int) -> Iterato
 
     `blocks` start at byte `first`. A caller who cuts a file must cut it at the starts of lines (see `line_start`).
     """
-    offset, held, size = first, [], 0
+    offset, size = first, 0
+    held: list[bytes] = []
     for block in blocks:
         begin = 0
         while (end := block.find(b"\n", begin)) >= 0:
@@ -197,7 +198,8 @@ def _field_record(origin: str, text: Any, what: str) -> Record:
 
 
 def _text_record(origin: str, file: Path, max_bytes: int) -> Record:
-    held, size = [], 0
+    held: list[bytes] = []
+    size = 0
     for block in decompressed(file):
         held.append(block)
         size += len(block)

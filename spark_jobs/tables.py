@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 from spark_jobs.errors import DataError
 from spark_jobs.job import Job
 from spark_jobs.manifests import Column, Handle
+from spark_jobs.parquet_footer import sort_encodings
 from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENT_ORDER, DOCUMENTS, REJECT_ORDER, REJECTS, Schema, ddl
 
@@ -74,6 +75,8 @@ def save(ordered: DataFrame, folder: Path, table_format: str) -> None:
         if leftover.name.startswith((".", "_")):
             leftover.unlink()
     for number, path in enumerate(sorted(folder.iterdir())):
+        if table_format == "parquet":
+            sort_encodings(path)
         path.rename(folder / f"part-{number:05d}.{table_format}")
 
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit
 from numpy.typing import NDArray
 
+from spark_jobs.compiled import compiled
 from spark_jobs.unicode_classes import LETTER, SPACE, WORD, unicode_classes
 from spark_jobs.utf8 import Bytes, Offsets, code_point, utf8_array, utf8_buffers
 
@@ -62,7 +62,7 @@ def measure(texts: pa.Array) -> Measures:
     return Measures(*table)
 
 
-@njit(cache=True)
+@compiled
 def _remove_controls(data: Bytes, offsets: Offsets):  # type: ignore[no-untyped-def]
     """Step 1. Returns (bytes, offsets, has_wide bool[n]: the text holds a byte above 7F)."""
     num_texts = offsets.size - 1
@@ -92,7 +92,7 @@ def _remove_controls(data: Bytes, offsets: Offsets):  # type: ignore[no-untyped-
                     out[size] = byte
                     size += 1
                     after_cr = False
-            elif byte == LF or byte == CR:
+            elif byte in (LF, CR):
                 if not (byte == LF and after_cr):
                     out[size] = LF
                     size += 1
@@ -106,7 +106,7 @@ def _remove_controls(data: Bytes, offsets: Offsets):  # type: ignore[no-untyped-
     return out, ends, has_wide
 
 
-@njit(cache=True)
+@compiled
 def _tidy_white_space(data: Bytes, offsets: Offsets):  # type: ignore[no-untyped-def]
     """Step 3. Returns (bytes, offsets)."""
     num_texts = offsets.size - 1
@@ -130,12 +130,12 @@ def _tidy_white_space(data: Bytes, offsets: Offsets):  # type: ignore[no-untyped
     return out, ends
 
 
-@njit(cache=True, inline="always")
-def _class_of(code: int, classes: NDArray[np.uint8]) -> int:
-    return np.int64(classes[code]) if code < classes.size else 0
+@compiled
+def _class_of(code: np.int64, classes: NDArray[np.uint8]) -> np.int64:
+    return np.int64(classes[code]) if code < classes.size else np.int64(0)
 
 
-@njit(cache=True)
+@compiled
 def _stop_word(data: Bytes, start: int, stop: int) -> int:
     """Bit of the stop word that these bytes spell in any case, 0 for none."""
     size = stop - start
@@ -161,7 +161,7 @@ def _stop_word(data: Bytes, start: int, stop: int) -> int:
     return 128 if word == 0x77697468 else 0  # with
 
 
-@njit(cache=True)
+@compiled
 def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets: NDArray[np.int64]):  # type: ignore[no-untyped-def]
     """float64[7, n] in the order of Measures."""
     num_texts = offsets.size - 1
@@ -173,13 +173,13 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
         lines, bullet_lines, ellipsis_lines = 0, 0, 0
         token_chars, token_flags = 0, 0
         core_start, core_stop = -1, -1  # bytes from the first to the last letter, digit or mark of the token
-        line_open, line_dots, line_end_code = False, 0, 0
+        line_open, line_dots, line_end_code = False, 0, np.int64(0)
         while at <= stop:
             if at < stop:
                 code, width = code_point(data, at)
                 flags = _class_of(code, classes)
             else:
-                code, width, flags = LF, 1, SPACE  # the end closes the last token and line
+                code, width, flags = np.int64(LF), 1, np.int64(SPACE)  # the end closes the last token and line
             if code == HASH:
                 hashes += 1
             dots = dots + 1 if code == FULL_STOP else 0
@@ -195,7 +195,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
                         word_chars += token_chars
                         stop_words |= _stop_word(data, core_start, core_stop)
                     token_chars, token_flags, core_start = 0, 0, -1
-                if (code == LF or code == CR) and line_open:
+                if code in (LF, CR) and line_open:
                     lines += 1
                     if line_end_code == ELLIPSIS or line_dots >= 3:
                         ellipsis_lines += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,7 +111,7 @@ def _slices(texts: pa.Array) -> Iterator[tuple[int, int]]:
     ends = np.cumsum(pa.compute.binary_length(texts).to_numpy(zero_copy_only=False))
     borders = np.flatnonzero(np.diff(ends // ENCODE_BYTES, prepend=0)) + 1
     cuts = sorted({0, *(int(border) for border in borders), len(texts)})
-    yield from zip(cuts, cuts[1:], strict=False)
+    yield from pairwise(cuts)
 
 
 def pack_documents(encoded: DataFrame, num_tokens: int, spec: TokenizeSpec) -> DataFrame:

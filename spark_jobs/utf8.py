@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
+
+from spark_jobs.compiled import compiled
 
 Bytes = NDArray[np.uint8]
 Offsets = NDArray[np.int64]
@@ -33,8 +34,8 @@ def utf8_array(data: Bytes, offsets: Offsets) -> pa.Array:
     return large.cast(pa.string())
 
 
-@njit(cache=True, inline="always")
-def code_point(data: Bytes, at: int) -> tuple[int, int]:
+@compiled
+def code_point(data: Bytes, at: int) -> tuple[np.int64, int]:
     """(code point, bytes it takes) of the valid UTF-8 at `at`."""
     first = np.int64(data[at])
     if first < 0x80:

@@ -1,0 +1,184 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from spark_jobs.errors import RequestError
+from spark_jobs.manifests import Corpus, Documents, Handle, NightData, Parent, TokenShards
+from spark_jobs.minhash import normalised
+from spark_jobs.specs import DedupSpec, IngestSpec, SourceSpec
+from tests.spark_jobs.test_minhash import shingles_of
+from tests.spark_jobs.workspace import Workspace, digest_of, read_rows, write_jsonl
+
+SURE = DedupSpec(bands=40, rows=3)  # finds every pair these tests make, so that verification alone decides
+
+
+def words(first: int, last: int) -> str:
+    return " ".join(f"w{number}" for number in range(first, last + 1))
+
+
+def doc_id(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def unique(
+    workspace: Workspace, folder: Path, texts: list[str], spec: DedupSpec = SURE, night: str = "n1", **history: Handle
+) -> Documents:
+    write_jsonl(folder / night / "a.jsonl", [{"text": text} for text in texts])
+    source = SourceSpec(kind="jsonl", path=str(folder / night))
+    documents = workspace.run(Documents, "ingest", IngestSpec(sources=(source,)), night)
+    result: Documents = workspace.run(Documents, "dedup", spec, night, documents=documents, **history)
+    return result
+
+
+def kept(documents: Documents) -> list[str]:
+    return sorted(row["text"] for row in read_rows(documents.uri, "data"))
+
+
+def rejects(documents: Documents) -> dict[str, dict[str, object]]:
+    return {row["origin"]: row for row in read_rows(documents.uri, "rejects")}
+
+
+def history_of(workspace: Workspace, *nights: Documents) -> Corpus:
+    """A corpus snapshot of these outputs (only what ingest and dedup read of it is real)."""
+    data = []
+    for documents in nights:
+        unique_at = Parent(role="unique", address=documents.address, digest=documents.digest)
+        ingested = Parent(role="ingested", address=f"{Documents.kind}/ingest-{documents.night}", digest="")
+        tokens = Parent(role="tokens", address=f"{TokenShards.kind}/tokenize-{documents.night}", digest="")
+        data.append(
+            NightData(
+                night=documents.night,
+                ingested=ingested,
+                unique=unique_at,
+                tokens=tokens,
+                num_sequences=0,
+                num_tokens=0,
+                num_heldout=0,
+            )
+        )
+    corpus = Corpus(
+        step="corpus", key=nights[-1].night, night=nights[-1].night, format="addresses", num_rows=0, files=(), spec={}, code={},
+        libraries={}, nights=tuple(data), tokenizer=Parent(role="tokenizer", address="", digest=""), seq_len=8, vocab_size=300,
+    )  # fmt: skip
+    out = workspace.root / corpus.address
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "_manifest.json").write_text(corpus.canonical())
+    return Corpus.load(out)
+
+
+def test_dedup_of_a_mixed_batch_keeps_one_of_each(workspace: Workspace, tmp_path: Path) -> None:
+    long = words(1, 100)
+    chinese = ["今天天气很好，我们去公园散步", "明天可能下雨，记得带上雨伞"]
+    texts = [
+        "cat",
+        "dog",
+        "cat",
+        "a b",
+        "",
+        long,
+        long.upper(),
+        words(500, 600),
+        "हिन्दी विकिपीडिया",
+        "हन्द वकपडय",
+        *chinese,
+    ]
+    documents = unique(workspace, tmp_path, texts)
+    assert len(kept(documents)) == len(texts) - 2
+    assert {"cat", "dog", "a b", "", words(500, 600), *chinese} < set(kept(documents))
+    assert documents.counts["reject.exact_duplicate"] == 2
+    assert all(row["detail"].startswith("kept ") for row in rejects(documents).values())
+
+
+def test_dedup_does_not_chain_likeness(workspace: Workspace, tmp_path: Path) -> None:
+    chain = [words(1, 100), words(13, 112), words(25, 124)]  # neighbours share .778 of their shingles, the ends .60
+    documents = unique(workspace, tmp_path, chain)
+    ids = {doc_id(text): text for text in chain}
+    assert documents.counts.get("reject.near_duplicate", 0) >= 1
+    for row in read_rows(documents.uri, "rejects"):
+        keeper = row["detail"].removeprefix("kept ")
+        assert ids[keeper] in kept(documents)
+        left, right = shingles_of(ids[row["doc_id"]]), shingles_of(ids[keeper])
+        assert row["value"] == pytest.approx(len(left & right) / len(left | right))
+        assert row["value"] >= row["threshold"] == SURE.min_jaccard
+
+
+def test_dedup_removals_all_resemble_a_kept_document_and_no_kept_pair_is_alike(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    texts = [words(shift, shift + 60) for shift in range(0, 120, 3)] + [words(1000, 1080)] * 3
+    documents = unique(workspace, tmp_path, texts)
+    ids = {doc_id(text): text for text in texts}
+    stay = kept(documents)
+    for row in read_rows(documents.uri, "rejects"):
+        keeper = ids[row["detail"].removeprefix("kept ")]
+        assert keeper in stay
+        left, right = shingles_of(ids[row["doc_id"]]), shingles_of(keeper)
+        assert normalised(ids[row["doc_id"]]) == normalised(keeper) or len(left & right) / len(left | right) >= 0.7
+    for number, one in enumerate(stay):
+        for other in stay[number + 1 :]:
+            left, right = shingles_of(one), shingles_of(other)
+            assert len(left & right) / len(left | right) < 0.7
+
+
+def test_dedup_keeps_the_lower_priority(workspace: Workspace, tmp_path: Path) -> None:
+    for name in ("poor", "good"):
+        write_jsonl(tmp_path / name / "a.jsonl", [{"text": "the very same"}])
+    sources = tuple(
+        SourceSpec(kind="jsonl", path=str(tmp_path / name), name=name, priority=priority)
+        for name, priority in (("poor", 9), ("good", 1))
+    )
+    documents = workspace.run(Documents, "ingest", IngestSpec(sources=sources))
+    result = workspace.run(Documents, "dedup", SURE, documents=documents)
+    assert [row["source"] for row in read_rows(result.uri, "data")] == ["good"]
+
+
+def test_dedup_against_history_removes_every_copy_and_names_the_night(workspace: Workspace, tmp_path: Path) -> None:
+    old = words(1, 100)
+    first = unique(workspace, tmp_path, [old, "short"])
+    history = history_of(workspace, first)
+    near, fresh = words(2, 101), words(700, 800)
+    second = unique(workspace, tmp_path, [old, old.upper(), near, "SHORT", fresh], night="n2", history=history)
+    assert kept(second) == [fresh]
+    assert second.counts["reject.exact_duplicate_of_history"] == 3
+    assert second.counts["reject.near_duplicate_of_history"] == 1
+    details = {row["detail"] for row in read_rows(second.uri, "rejects")}
+    assert details == {f"kept {doc_id(old)} of night n1", f"kept {doc_id('short')} of night n1"}
+    before = digest_of(second.uri)
+    source = SourceSpec(kind="jsonl", path=str(tmp_path / "n2"))
+    assert source.path
+    again = workspace.run(
+        Documents,
+        "dedup",
+        SURE,
+        "n2",
+        documents=Documents.load(workspace.root / "documents/ingest-n2"),
+        history=history,
+    )
+    assert digest_of(again.uri) == before
+
+
+def test_dedup_refuses_an_index_made_with_another_seed(workspace: Workspace, tmp_path: Path) -> None:
+    first = unique(workspace, tmp_path, ["one", "two"])
+    other = SURE.model_copy(update={"seed": 2})
+    with pytest.raises(RequestError, match=r"dedup\.seed=2: the index of night n1 was made with 1"):
+        unique(workspace, tmp_path, ["three"], other, night="n2", history=history_of(workspace, first))
+
+
+def test_dedup_gives_the_same_bytes_for_one_and_seven_partitions(
+    make_workspace: Callable[[str], Workspace], tmp_path: Path
+) -> None:
+    texts = [words(shift, shift + 60) for shift in range(0, 90, 3)] + ["cat", "cat", "dog"]
+    first = unique(make_workspace("one"), tmp_path, texts)
+    workspace = make_workspace("seven")
+    workspace.spark.conf.set("spark.sql.shuffle.partitions", "7")
+    workspace.spark.conf.set("spark.sql.adaptive.enabled", "false")
+    try:
+        second = unique(workspace, tmp_path, list(reversed(texts)))
+    finally:
+        workspace.spark.conf.set("spark.sql.shuffle.partitions", "2")
+        workspace.spark.conf.set("spark.sql.adaptive.enabled", "true")
+    assert kept(first) == kept(second)
+    for part in ("index/part-00000.parquet", "keys/part-00000.parquet"):
+        assert digest_of(first.uri)[part] == digest_of(second.uri)[part]
