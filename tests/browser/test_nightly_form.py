@@ -1,0 +1,105 @@
+"""A night started by hand in the Prefect UI, on the pools, then looked at in both UIs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+PAGE_S = 60.0
+NIGHT_S = 420.0  # a night of ten training steps on two busy cores
+NIGHT = "2026-11-25"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def find(browser: WebDriver, xpath: str, timeout_s: float = PAGE_S) -> WebElement:
+    """The first visible element at `xpath`, once it is there."""
+
+    def look(driver: WebDriver) -> WebElement | None:
+        return next((e for e in driver.find_elements(By.XPATH, xpath) if e.is_displayed()), None)
+
+    return WebDriverWait(browser, timeout_s, ignored_exceptions=[Exception]).until(
+        look, f"no {xpath} at {browser.current_url}"
+    )
+
+
+def wait_for_text(browser: WebDriver, *texts: str, timeout_s: float = PAGE_S) -> str:
+    """The first of `texts` that the page shows."""
+
+    def look(driver: WebDriver) -> str | None:
+        page = driver.find_element(By.TAG_NAME, "body").text
+        return next((text for text in texts if text in page), None)
+
+    return WebDriverWait(browser, timeout_s, 0.5, [Exception]).until(look, f"none of {texts} at {browser.current_url}")
+
+
+def fill(browser: WebDriver, title: str, value: str, last: bool = False) -> None:
+    """Type into the field below a title of the form."""
+    xpath = f"//*[normalize-space(text())='{title}' or normalize-space(text())='{title} (Optional)']/following::*[self::input or self::textarea]"
+    box = browser.find_elements(By.XPATH, f"({xpath})[1]")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+    box.clear()
+    box.send_keys(value)
+
+
+def test_night_started_from_the_form_completes_and_both_uis_show_it(product, browser, picture: Callable[[str], None]):
+    log_in(browser, product.prefect, product.login)
+    open_form(browser, product.prefect, picture)
+    fill(browser, "Num Steps", "10")
+    fill(browser, "night", NIGHT)
+    picture("prefect-form")
+    run_page = submit(browser)
+    browser.get(run_page)
+    assert wait_for_text(browser, "Completed", "Failed", "Crashed", timeout_s=NIGHT_S) == "Completed"
+    time.sleep(2.0)  # the graph is drawn after the state changed
+    picture("prefect-night")
+    browser.get(f"{run_page}?tab=Artifacts")
+    find(browser, "//*[normalize-space(text())='Artifacts']").click()
+    wait_for_text(browser, "night-table")
+    picture("prefect-artifacts")
+    look_at_runs(browser, product.mlflow, picture)
+    look_at_model(browser, product.mlflow, picture)
+
+
+def log_in(browser: WebDriver, address: str, login: str) -> None:
+    browser.get(address)
+    find(browser, "//input[@type='password']").send_keys(login + "\n")
+    wait_for_text(browser, "Deployments")
+
+
+def open_form(browser: WebDriver, address: str, picture: Callable[[str], None]) -> None:
+    """Deployments -> nightly -> custom run."""
+    browser.get(f"{address}/deployments")
+    deployment = find(browser, "//a[normalize-space(.)='nightly' and contains(@href, '/deployments/deployment/')]")
+    page = deployment.get_attribute("href")
+    picture("prefect-deployments")
+    browser.get(f"{page}/run")
+    wait_for_text(browser, "Optimizer steps on the first night")
+
+
+def submit(browser: WebDriver) -> str:
+    """Press Submit; the address of the run's page."""
+    find(browser, "//button[normalize-space(.)='Submit']").click()
+    link = find(browser, "//a[contains(@href, '/runs/flow-run/')]")
+    return str(link.get_attribute("href")).partition("?")[0]
+
+
+def look_at_runs(browser: WebDriver, address: str, picture: Callable[[str], None]) -> None:
+    """One parent, a child a step, the datasets they read."""
+    browser.get(address)
+    wait_for_text(browser, "demo")
+    browser.get(f"{address}/#/experiments/1/runs")
+    wait_for_text(browser, NIGHT)
+    picture("mlflow-runs")
+
+
+def look_at_model(browser: WebDriver, address: str, picture: Callable[[str], None]) -> None:
+    browser.get(f"{address}/#/models/demo")
+    wait_for_text(browser, "champion")
+    picture("mlflow-model")
