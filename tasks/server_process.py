@@ -1,7 +1,7 @@
 """One server process: `python -m tasks.server_process prefect|mlflow`.
 
 Both servers ship a command line of their own; this entry is two to six times faster because it imports what is served
-and nothing else, once, with the garbage collector off while modules load (measured in docs/adr/0011-servers.md). It is
+and nothing else, once, with the garbage collector off while modules load (measured in docs/adr/0006-server-processes.md). It is
 handed a listening socket, so the port cannot be lost between choosing and binding it, and clients that connect early
 wait in the backlog instead of being refused.
 """
