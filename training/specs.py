@@ -10,13 +10,17 @@ from spark_jobs.manifests import Frozen
 
 
 class ModelSpec(Frozen):
-    """A Llama-shaped causal language model of `transformers`, from scratch on the first night."""
+    """A Llama-shaped causal language model of `transformers`, from scratch on the first night.
 
-    hidden_size: int = Field(128, ge=8, description="Width.")
-    num_layers: int = Field(4, ge=1, le=200, description="Decoder blocks.")
+    The defaults are what reached the fewest bits per byte on the demo's text in 45 CPU-seconds: wide vocabulary, few
+    blocks, small steps.
+    """
+
+    hidden_size: int = Field(96, ge=8, description="Width.")
+    num_layers: int = Field(2, ge=1, le=200, description="Decoder blocks.")
     num_heads: int = Field(4, ge=1, description="Query heads; must divide hidden_size.")
     num_kv_heads: int = Field(2, ge=1, description="Key/value heads (grouped-query attention); must divide num_heads.")
-    intermediate_size: int = Field(352, ge=8, description="Width of the SwiGLU feed-forward layer.")
+    intermediate_size: int = Field(256, ge=8, description="Width of the SwiGLU feed-forward layer.")
     tie_embeddings: bool = Field(True, description="Share the input embedding with the output layer.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position embedding.")
 
@@ -32,7 +36,7 @@ class ModelSpec(Frozen):
 class OptimizerSpec(Frozen):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); no decay on tensors of fewer than two dimensions."""
 
-    learning_rate: float = Field(3e-3, gt=0, description="Peak rate.")
+    learning_rate: float = Field(4e-3, gt=0, description="Peak rate.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
     beta1: float = Field(0.9, ge=0, lt=1, description="First moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Second moment.")
@@ -51,12 +55,12 @@ class TrainSpec(Frozen):
     model: ModelSpec = ModelSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
-    num_steps: int = Field(200, ge=1, description="Optimizer steps on the first night (from scratch).")
+    num_steps: int = Field(220, ge=1, description="Optimizer steps on the first night (from scratch).")
     continue_steps: int = Field(60, ge=1, description="Optimizer steps on a later night (from the champion).")
     continue_rate_ratio: float = Field(
         0.5, gt=0, le=1, description="Peak rate when training goes on, as a share of learning_rate."
     )
-    sequences_per_step: int = Field(16, ge=1, description="Global batch in sequences, over all ranks.")
+    sequences_per_step: int = Field(4, ge=1, description="Global batch in sequences, over all ranks.")
     micro_batch: int = Field(8, ge=1, description="Sequences a rank runs at once.")
     ranks: int = Field(
         2, ge=1, le=4096, description="Processes that train; identity, because sums are ordered by rank."
@@ -102,7 +106,7 @@ class ExportSpec(Frozen):
 
 class EvaluateSpec(Frozen):
     max_documents: int = Field(200, ge=1, description="Held-out documents scored, lowest ids first.")
-    max_document_tokens: int = Field(2048, ge=16, description="Tokens of a document scored, from its start.")
+    max_document_tokens: int = Field(1024, ge=16, description="Tokens of a document scored, from its start.")
     overlap: int = Field(
         64, ge=1, description="Tokens of context a later window of a long document sees again, unscored."
     )

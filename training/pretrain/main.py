@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 -m training.pretrain.main --request FILE     the sam
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from training.inputs import input_uri
 from training.manifests import ModelFolder
 from training.pretrain.model import check_architecture, load_weights, model_config, new_model
 from training.pretrain.parallel import Ranks, join_ranks, shard_model
+from training.pretrain.progress import relayed_events
 from training.pretrain.token_shards import Sequences, corpus_row_groups
 from training.pretrain.trainer import plan_of, train_rank
 from training.processes import die_with_parent, error_of, signal_name
@@ -52,8 +54,12 @@ def run(request: Request) -> Outcome:
         monitor_interval=0.1,
         start_method="spawn" if on_cuda else "fork",
     )
+    launch = elastic_launch(config, run_rank)
+    # A spawned rank does not inherit the answer's file descriptor: its events are passed on from the file they are in.
+    relay = relayed_events(Path(request.out) / "scratch" / "events.jsonl") if on_cuda else contextlib.nullcontext()
     try:
-        answers = elastic_launch(config, run_rank)(request.model_dump_json(), os.getpid())
+        with relay:
+            answers = launch(request.model_dump_json(), os.getpid())
     except ChildFailedError as err:
         raise _crash_of(err) from err
     answer = answers[0]

@@ -7,16 +7,21 @@ scratch/tensorboard/    the same for `tensorboard --logdir`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from spark_jobs.requests import send
+from spark_jobs.requests import ANSWER_FD, send
+
+EVENT_OF = {"job": "train"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Progress:
             "eta_s": round((now - self.started) / (step - self.first_step) * (self.num_steps - step), 1),
         }
         self.events.write(json.dumps(event) + "\n")
-        send("event", {"job": "train"} | event)
+        send("event", EVENT_OF | event)
         for name in ("loss", "learning_rate", "grad_norm"):
             self.board.add_scalar(f"train/{name}", line[name], step)
         self.board.add_scalar("train/tokens_per_s", event["tokens_per_s"], step)
@@ -79,3 +84,37 @@ class Progress:
         self.curve.close()
         self.events.close()
         self.board.close()
+
+
+@contextlib.contextmanager
+def relayed_events(path: Path, poll_s: float = 0.2) -> Iterator[None]:
+    """While inside, send each line that appears in `path` (written by a child) to the parent; children send nothing."""
+    answer_fd = os.environ.pop(ANSWER_FD, None)
+    if answer_fd is None:
+        yield
+        return
+    first_byte = path.stat().st_size if path.exists() else 0
+    done = threading.Event()
+
+    def relay() -> None:
+        position, finished = first_byte, False
+        while not finished:
+            finished = done.wait(poll_s)  # one more look after the end
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(position)
+                    lines = file.read().splitlines(keepends=True)
+                for line in lines:
+                    if line.endswith(b"\n"):
+                        position += len(line)
+                        message = json.dumps({"event": EVENT_OF | json.loads(line)}) + "\n"
+                        os.write(int(answer_fd), message.encode())
+
+    thread = threading.Thread(target=relay, name="events")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        os.environ[ANSWER_FD] = answer_fd
