@@ -8,8 +8,9 @@ from spark_jobs.manifests import Handle
 
 
 class Checkpoint(Handle):
-    """`data/`: a torch distributed checkpoint (weights, optimizer, step) plus `data/config.json` of the model.
-    `events.jsonl`: a line a step with loss, learning rate, gradient norm, tokens. num_rows = optimizer steps.
+    """`data/`: model.safetensors, optimizer.safetensors (AdamW moments and step by parameter name), config.json, and
+    curve.jsonl: a line a step with loss, learning rate, gradient norm, tokens. num_rows = optimizer steps.
+    `resumed_from` is the address of the champion training went on from, "" from scratch.
     """
 
     kind: ClassVar[str] = "checkpoints"
@@ -23,7 +24,8 @@ class Checkpoint(Handle):
 
 class ModelFolder(Handle):
     """`data/`: a Hugging Face folder (config.json, model.safetensors, tokenizer files) that plain
-    `AutoModelForCausalLM.from_pretrained` loads. num_rows = number of tensors. `scheme` is dense, int8 or int4.
+    `AutoModelForCausalLM.from_pretrained` loads. num_rows = number of tensors. `scheme` is dense, int8 or int4; packed
+    schemes hold packed.safetensors and quantization.json instead and are loaded by `training.model_folder.load_model`.
     """
 
     kind: ClassVar[str] = "models"

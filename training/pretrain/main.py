@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +58,26 @@ def run(request: Request) -> Outcome:
     launch = elastic_launch(config, run_rank)
     # A spawned rank does not inherit the answer's file descriptor: its events are passed on from the file they are in.
     relay = relayed_events(Path(request.out) / "scratch" / "events.jsonl") if on_cuda else contextlib.nullcontext()
-    try:
-        with relay:
-            answers = launch(request.model_dump_json(), os.getpid())
-    except ChildFailedError as err:
-        raise _crash_of(err) from err
+    with tempfile.TemporaryDirectory() as folder:
+        first_failure = Path(folder) / "failure.json"
+        try:
+            with relay:
+                answers = launch(request.model_dump_json(), os.getpid(), str(first_failure))
+        except ChildFailedError as err:
+            raise _crash_of(err, first_failure) from err
     answer = answers[0]
     if "failure" in answer:
         raise error_of(Failure.model_validate(answer["failure"]))
     return Outcome.model_validate(answer["outcome"])
 
 
-def _crash_of(error: ChildFailedError) -> NightmillError:
+def _crash_of(error: ChildFailedError, first_failure: Path) -> NightmillError:
+    """What the first rank to fail said; if none could (a kill), how it ended."""
+    if first_failure.exists():
+        return error_of(Failure.model_validate_json(first_failure.read_text()))
     rank, failure = error.get_first_failure()
     how = f"killed by {signal_name(-failure.exitcode)}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
-    return JobCrashed(
-        f"rank {rank} was {how}: {failure.message}; run the step again, it continues from the newest checkpoint"
-    )
+    return JobCrashed(f"rank {rank} was {how}; run the step again, it continues from the newest checkpoint")
 
 
 def check_request(request: Request, spec: TrainSpec) -> None:
@@ -114,9 +118,22 @@ def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | Non
     )
 
 
-def run_rank(request_json: str, launcher: int) -> dict[str, Any]:
-    """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together."""
+def run_rank(request_json: str, launcher: int, first_failure: str) -> dict[str, Any]:
+    """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together.
+
+    An error of this rank alone is left in the file `first_failure`, unless a peer was first, and ends the rank: its
+    peers fail only because it is gone.
+    """
     die_with_parent(launcher)
+    try:
+        return _run_rank(request_json)
+    except Exception as error:
+        with contextlib.suppress(FileExistsError), Path(first_failure).open("x") as file:
+            file.write(failure_of(error).model_dump_json())
+        raise
+
+
+def _run_rank(request_json: str) -> dict[str, Any]:
     request = Request.model_validate_json(request_json)
     ranks = join_ranks()
     try:
@@ -167,9 +184,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="torchrun -m training.pretrain.main", description=__doc__.splitlines()[0])
     parser.add_argument("--request", type=Path, required=True)
     request = Request.model_validate_json(parser.parse_args().request.read_text())
+    die_with_parent(os.getppid())
     if os.environ["LOCAL_RANK"] == "0":
         check_request(request, TrainSpec.model_validate(request.spec))
-    answer = run_rank(request.model_dump_json(), os.getppid())
+    answer = _run_rank(request.model_dump_json())
     if os.environ["RANK"] == "0":
         sys.stdout.write(json.dumps(answer) + "\n")
     return 1 if "failure" in answer else 0
