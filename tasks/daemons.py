@@ -114,7 +114,8 @@ def _start_servers(home: Path, servers: Servers) -> Servers:
 def _start_workers(home: Path, servers: Servers) -> Servers:
     environment = client_environment(home) | {
         "NIGHTMILL_PROFILE": "server",
-        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",  # a sub-flow's report crosses processes as a stored result
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # the default of 10 is waited for before each of a night's five sub-flows
     }
     workers = tuple(
         _start(

@@ -150,7 +150,7 @@ def _save(folder: Path, model: ModelFolder, model_id: str, run_id: str | None) -
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     card = Model(artifact_path=folder.name, run_id=run_id, model_uuid=model_id, model_id=model_id)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+        warnings.simplefilter("ignore", UserWarning)  # asks for type hints that would replace our signature
         mlflow.pyfunc.save_model(
             str(folder),
             mlflow_model=card,
