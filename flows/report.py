@@ -60,7 +60,7 @@ def summarize(tonight: Night, reports: list[FlowReport]) -> NightReport:
 
 def night_metrics(tonight: Night) -> dict[str, float]:
     """Bits per byte and perplexity of each scored model, and of gzip on the same text."""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, float] = {}
     for step in tonight.workspace.record(tonight.night).outputs:
         if step.startswith("evaluate-"):
             card: Scorecard = tonight.find(step, Scorecard, "evaluate-model")
