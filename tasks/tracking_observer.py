@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import socket
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,7 +45,7 @@ class TrackingObserver:
                 "key": night,
                 "name": night,
                 "keep": not outermost,
-                "tags": {"nightmill.night": night} | owner_tags(),
+                "tags": {"nightmill.night": night} | git_tags() | owner_tags(),
                 "params": flatten(spec or {}),
             }
         )
@@ -141,6 +142,15 @@ def owner_tags() -> dict[str, str]:
     }
     flow_run_id = prefect_flow_run_id()
     return tags | ({"prefect.flow_run_id": flow_run_id} if flow_run_id else {})
+
+
+def git_tags() -> dict[str, str]:
+    """The commit of a checkout; nothing for an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return {}
+    asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"mlflow.source.git.commit": asked.stdout.strip()} if asked.returncode == 0 else {}
 
 
 def prefect_flow_run_id() -> str:
