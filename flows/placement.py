@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 
 from flows.night import FlowReport, Night
@@ -18,7 +19,7 @@ from spark_jobs.errors import ERRORS, NightmillError
 
 def place(part: Flow[Any, FlowReport], tonight: Night) -> FlowReport:
     """Run one sub-flow of the night and return its report. Raises what the sub-flow raised."""
-    if tonight.engine.planning:
+    if tonight.engine.planning or FlowRunContext.get() is None:  # a plan, or a night run without an orchestrator
         return part.fn(tonight.spec, tonight.night)
     if os.environ.get("NIGHTMILL_PROFILE", "embedded") == "embedded":
         return part(tonight.spec, tonight.night)

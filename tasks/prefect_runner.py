@@ -32,16 +32,15 @@ def run_as_task(step: Step[Any], body: Callable[[], StepResult]) -> StepResult:
         return Completed(message=f"{result.rows} rows at {result.output}")
 
     task(
-        run_step,
         name=step.name,
         task_run_name=step.name,
-        tags={step.app},
+        tags=[step.app],
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=len(RETRY_DELAYS_S),
         retry_delay_seconds=RETRY_DELAYS_S,
         retry_condition_fn=_worth_retrying,
-    )()
+    )(run_step)()
     return results[-1]
 
 

@@ -269,9 +269,9 @@ class EmbeddedPrefect:
 def _flush_logs() -> None:
     """Send what the run logged before its server goes away."""
     if "prefect" in sys.modules:
-        from prefect.logging.handlers import APILogHandler
+        from prefect.logging.handlers import APILogWorker
 
-        APILogHandler.flush()  # type: ignore[call-arg]  # a class method in disguise: it drains all handlers
+        APILogWorker.drain_all(timeout=5)
 
 
 @contextmanager

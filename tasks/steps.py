@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -80,7 +80,7 @@ class Step(Generic[H]):
             "num_rows": -1,
             "success": True,
         }
-        return self.handle.model_construct(**fields)
+        return cast("H", self.handle.model_construct(**fields))
 
     def waits_for(self) -> list[str]:
         return sorted({handle.step for handle in self.inputs.values() if handle.key == PLANNED})

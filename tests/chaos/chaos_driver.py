@@ -1,6 +1,6 @@
 """Runs a tiny night step by step with the real engine and real child processes, and kills things on the way.
 
-    python tests/chaos/chaos_driver.py HOME NIGHT none|children|self:<step>
+    python tests/chaos/chaos_driver.py HOME NIGHT TEXTS none|children|self:<step>
 
 children: in each step, the process that works on it is killed with SIGKILL once, in the middle; the step is retried as
 Prefect would. self:<step>: this very process kills itself while that step works. Prints the digests of all outputs.
@@ -31,7 +31,7 @@ from tasks.servers import client_environment
 from tasks.steps import Step
 from tasks.workspace import Workspace, home
 
-PRESET = Path(__file__).parent / "tiny.yaml"
+PRESET = Path(__file__).parent.parent / "fixtures" / "tiny.yaml"
 MIDDLE_S = {"spark": 0.25, "torch": 0.6, "inline": 0.05}
 
 
@@ -78,11 +78,11 @@ def run_with_retries(step: Step[Any], body: Callable[[], StepResult]) -> StepRes
 
 
 def main() -> None:
-    folder, night, mode = sys.argv[1:4]
+    folder, night, texts, mode = sys.argv[1:5]
     os.environ["NIGHTMILL_HOME"] = folder
     set_environment()
     os.environ.update(client_environment(home()))
-    spec = load_spec(str(PRESET), [])
+    spec = load_spec(str(PRESET), [f"ingest.sources.0.path={texts}"])
     workspace = Workspace.of(spec.name)
     killer = Killer(lambda: engine, mode)
     engine = Engine(workspace, night, runner=run_with_retries, observers=(killer,))
