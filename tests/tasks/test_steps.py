@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tasks.usage import Usage
 from tasks.workspace import Workspace
 
 NIGHT = "2026-11-25"
+DEFAULTS = CleanSpec()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ class Writer:
         return Outcome(num_rows=1, format="text", counts=self.counts)
 
 
-def clean_step(writer: Writer, spec: CleanSpec = CleanSpec(), night: str = NIGHT, **inputs: Documents) -> Step[Documents]:
+def clean_step(writer: Writer, spec: CleanSpec = DEFAULTS, night: str = NIGHT, **inputs: Documents) -> Step[Documents]:
     return Step(
         name="clean", handle=Documents, entry="spark_jobs.specs", spec=spec, night=night, inputs=dict(inputs),
         libraries=("pydantic",), work=writer, dated=True,
@@ -89,7 +89,9 @@ def test_two_honest_runs_give_equal_manifests(tmp_path: Path) -> None:
         (clean_step(Writer(), night="2026-11-26"), "night 2026-11-25 -> 2026-11-26"),
     ],
 )
-def test_step_with_a_change_says_what_changed(engine: Engine, workspace: Workspace, changed: Step[Documents], why: str) -> None:
+def test_step_with_a_change_says_what_changed(
+    engine: Engine, workspace: Workspace, changed: Step[Documents], why: str
+) -> None:
     engine.run(clean_step(Writer()))
     assert why_run(changed, workspace) == why
 
@@ -102,7 +104,9 @@ def test_step_with_another_input_names_the_role(engine: Engine, workspace: Works
     assert "input documents" in why_run(step, workspace)
 
 
-def test_step_after_a_code_edit_names_the_module(engine: Engine, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_after_a_code_edit_names_the_module(
+    engine: Engine, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine.run(clean_step(Writer()))
     real = fingerprints._read_module
     monkeypatch.setattr(
@@ -111,7 +115,9 @@ def test_step_after_a_code_edit_names_the_module(engine: Engine, workspace: Work
     assert why_run(clean_step(Writer()), workspace) == "code spark_jobs.manifests"
 
 
-def test_code_digest_ignores_comments_and_docstrings_but_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_digest_ignores_comments_and_docstrings_but_not_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = tmp_path / "kernel.py"
     monkeypatch.setattr(fingerprints, "_source_of", lambda name: module if name == "kernel" else None)
 
@@ -127,7 +133,9 @@ def test_code_digest_ignores_comments_and_docstrings_but_not_code(tmp_path: Path
 
 
 def test_code_digest_follows_imports_of_our_packages() -> None:
-    assert {"spark_jobs.specs", "spark_jobs.manifests", "spark_jobs.errors"} <= fingerprints.code_digests("spark_jobs.specs").keys()
+    assert {"spark_jobs.specs", "spark_jobs.manifests", "spark_jobs.errors"} <= fingerprints.code_digests(
+        "spark_jobs.specs"
+    ).keys()
 
 
 def test_output_whose_file_was_cut_is_made_again(engine: Engine, workspace: Workspace) -> None:
@@ -227,7 +235,7 @@ def test_scratch_survives_a_failed_attempt_and_is_gone_after_publishing(engine: 
         engine.run(step)
     handle = engine.run(step)
     assert seen == [[], ["scratch"]]
-    assert sorted(os.listdir(handle.uri)) == ["_manifest.json", "_report.json"]
+    assert sorted(path.name for path in Path(handle.uri).iterdir()) == ["_manifest.json", "_report.json"]
 
 
 def test_plan_touches_nothing_and_names_what_waits(workspace: Workspace) -> None:

@@ -1,0 +1,138 @@
+"""Nights in a row on real engines: first, again, planned, next, quiet, changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.report import NightReport
+from spark_jobs.errors import RequestError
+from spark_jobs.manifests import Corpus, Documents
+from tasks import fingerprints
+from tasks.ledger import read_ledger
+from training.manifests import Checkpoint
+
+TONIGHT, NEXT, QUIET = "2026-11-25", "2026-11-26", "2026-11-27"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def first(pipeline: Any) -> NightReport:
+    return pipeline.run(night=TONIGHT)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def second(pipeline: Any, first: NightReport, write_topics: Callable[..., Path]) -> NightReport:
+    write_topics(pipeline.texts, nights=2)  # rewrites night-0 with the same bytes and adds night-1
+    return pipeline.run(night=NEXT)  # type: ignore[no-any-return]
+
+
+def test_first_night_runs_every_step_and_crowns_its_model(pipeline: Any, first: NightReport) -> None:
+    assert first.status == "done"
+    assert {step.state for step in first.steps} == {"ran"}
+    assert len(first.steps) == 17
+    assert first.decision.startswith("promoted")
+    assert first.model is not None
+    assert first.model.version == "1"
+    assert 0 < first.metrics["dense_bits_per_byte"] < 8
+
+
+def test_first_night_accounts_for_every_row(pipeline: Any, first: NightReport) -> None:
+    record = pipeline.workspace.record(TONIGHT)
+    for step in ("ingest", "clean", "dedup"):
+        counts = Documents.load(pipeline.workspace.at(record.outputs[step].address)).counts
+        rejected = sum(n for reason, n in counts.items() if reason.startswith("reject."))
+        assert counts["in"] == counts["out"] + rejected, step
+
+
+def test_same_night_again_is_all_cached(pipeline: Any, first: NightReport) -> None:
+    again = pipeline.run(night=TONIGHT)
+    assert {step.state for step in again.steps} == {"cached"}
+    assert [s.output for s in again.steps] == [s.output for s in first.steps]
+    assert len(read_ledger(pipeline.workspace)) == 1
+
+
+def test_plan_of_a_finished_night_says_cached_and_writes_nothing(pipeline: Any, first: NightReport) -> None:
+    before = sorted(pipeline.workspace.root.rglob("*"))
+    plan = pipeline.run(night=TONIGHT, planning=True)
+    assert {step.state for step in plan.steps} == {"cached"}
+    assert sorted(pipeline.workspace.root.rglob("*")) == before
+
+
+def test_plan_after_a_kernel_edit_names_the_module_and_the_steps_behind(
+    pipeline: Any, first: NightReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fingerprints._read_module
+    monkeypatch.setattr(
+        fingerprints, "_read_module", lambda m: ("edited", real(m)[1]) if m == "spark_jobs.text_rules" else real(m)
+    )
+    plan = {step.step: (step.state, step.why) for step in pipeline.run(night=TONIGHT, planning=True).steps}
+    assert plan["ingest"][0] == "cached"
+    assert plan["clean"] == ("would run", "code spark_jobs.text_rules")
+    assert plan["dedup"] == ("would run", "after clean")
+    assert {state for state, _ in plan.values()} == {"cached", "would run"}
+    assert plan["release"][0] == "would run"
+
+
+def test_next_night_reads_only_new_documents(pipeline: Any, second: NightReport) -> None:
+    record = pipeline.workspace.record(NEXT)
+    ingested = Documents.load(pipeline.workspace.at(record.outputs["ingest"].address))
+    assert ingested.counts["in"] < 62
+    assert ingested.num_rows > 0
+    steps = {step.step: step for step in second.steps}
+    for step in ("ingest", "clean", "dedup", "check-documents", "tokenize", "check-tokens", "corpus", "train"):
+        assert steps[step].state == "ran", step
+    assert steps["tokenizer"].state == "cached"
+    assert "kept from 2026-11-25" in steps["tokenizer"].why
+
+
+def test_next_night_trains_on_from_the_champion_with_all_nights_in_the_corpus(
+    pipeline: Any, second: NightReport
+) -> None:
+    outputs = pipeline.workspace.record(NEXT).outputs
+    corpus = Corpus.load(pipeline.workspace.at(outputs["corpus"].address))
+    checkpoint = Checkpoint.load(pipeline.workspace.at(outputs["train"].address))
+    assert [night.night for night in corpus.nights] == [TONIGHT, NEXT]
+    assert checkpoint.parent("champion") is not None
+    assert checkpoint.num_steps == 8
+
+
+def test_next_night_is_gated_against_the_champion_and_written_down(pipeline: Any, second: NightReport) -> None:
+    lines = read_ledger(pipeline.workspace)
+    assert [line.night for line in lines] == [TONIGHT, NEXT]
+    assert lines[1].previous_champion == lines[0].champion
+    verdict = json.loads((pipeline.workspace.at(lines[1].evidence) / "data" / "verdict.json").read_text())
+    assert verdict["num_documents"] >= 5
+
+
+def test_earlier_night_stays_cached_after_a_later_one(pipeline: Any, second: NightReport) -> None:
+    again = pipeline.run(night=TONIGHT)
+    assert {step.state for step in again.steps} == {"cached"}
+
+
+def test_night_without_new_documents_skips_the_rest_and_keeps_the_champion(pipeline: Any, second: NightReport) -> None:
+    quiet = pipeline.run(night=QUIET)
+    states = pipeline.states(quiet)
+    assert states.pop("ingest") == "ran"
+    assert set(states.values()) == {"skipped"}
+    assert quiet.status == "done"
+    assert quiet.decision == f"no new document since {NEXT}"
+    assert len(read_ledger(pipeline.workspace)) == 2
+
+
+def test_another_tokenizer_in_a_later_night_is_refused_with_the_way_out(pipeline: Any, second: NightReport) -> None:
+    with pytest.raises(
+        RequestError, match=r"tokenizer\.vocab_size is 600, but the tokenizer of night 2026-11-25 was made with 512"
+    ):
+        pipeline.run("tokenizer.vocab_size=600", night=NEXT)
+
+
+def test_changed_setting_runs_only_what_depends_on_it(pipeline: Any, second: NightReport) -> None:
+    plan = pipeline.run("compress.schemes=[int8]", "gate.margin=0.4", night=NEXT, planning=True)
+    changed = {step.step for step in plan.steps if step.state == "would run"}
+    assert changed == {"gate", "release"}
