@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from training.pretrain.token_shards import Sequences, corpus_row_groups
 from training.pretrain.trainer import plan_of, train_rank
 from training.processes import die_with_parent, error_of, signal_name
 from training.specs import TrainSpec
+
+PEER_GRACE_S = 2.0  # the launcher looks every 0.1 s
 
 
 def run(request: Request) -> Outcome:
@@ -121,15 +124,18 @@ def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | Non
 def run_rank(request_json: str, launcher: int, first_failure: str) -> dict[str, Any]:
     """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together.
 
-    An error of this rank alone is left in the file `first_failure`, unless a peer was first, and ends the rank: its
-    peers fail only because it is gone.
+    An error of this rank alone is left in the file `first_failure` and ends the rank. One that only says that a peer is
+    gone waits a moment, so that the launcher sees the peer's end first and reports that.
     """
     die_with_parent(launcher)
     try:
         return _run_rank(request_json)
     except Exception as error:
-        with contextlib.suppress(FileExistsError), Path(first_failure).open("x") as file:
-            file.write(failure_of(error).model_dump_json())
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            time.sleep(PEER_GRACE_S)
+        else:
+            with contextlib.suppress(FileExistsError), Path(first_failure).open("x") as file:
+                file.write(failure_of(error).model_dump_json())
         raise
 
 
