@@ -51,7 +51,7 @@ def fill(browser: WebDriver, title: str, value: str) -> None:
 def test_night_started_from_the_form_completes_and_both_uis_show_it(product, browser, picture: Callable[[str], None]):
     log_in(browser, product.prefect, product.login)
     open_form(browser, product.prefect, picture)
-    fill(browser, "First Night Share", "0.2")
+    fill(browser, "First Night Share", "0.1")
     fill(browser, "Num Steps", "10")
     fill(browser, "night", NIGHT)
     picture("prefect-form")
@@ -60,7 +60,7 @@ def test_night_started_from_the_form_completes_and_both_uis_show_it(product, bro
     assert wait_for_text(browser, "Completed", "Failed", "Crashed", timeout_s=NIGHT_S) == "Completed"
     time.sleep(2.0)  # the graph is drawn after the state changed
     picture("prefect-night")
-    find(browser, "//*[normalize-space(.)='Artifacts' and (self::button or self::a or @role='tab')]").click()
+    find(browser, "//li[normalize-space(.)='Artifacts']").click()
     wait_for_text(browser, "night-table")
     picture("prefect-artifacts")
     look_at_runs(browser, product.mlflow, picture)
