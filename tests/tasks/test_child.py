@@ -48,7 +48,11 @@ def grandchild_of(child: Child) -> int:
 
 def test_child_output_reaches_callback_tail_and_file(tmp_path: Path) -> None:
     lines: list[str] = []
-    child = Child([sys.executable, "-c", "print('a'); print('b\\udcff'.encode('utf-8', 'replace'))"], tmp_path / "x.log", on_line=lines.append)
+    child = Child(
+        [sys.executable, "-c", "print('a'); print('b\\udcff'.encode('utf-8', 'replace'))"],
+        tmp_path / "x.log",
+        on_line=lines.append,
+    )
     child.process.wait()
     child.stop()
     assert lines[0] == "a"
@@ -74,7 +78,9 @@ def test_child_killed_by_others_still_has_its_orphans_swept_by_stop(tmp_path: Pa
 
 
 def test_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+    )
     child = Child([sys.executable, "-c", code], tmp_path / "x.log")
     assert wait_until(lambda: "up" in child.tail)
     child.stop(grace_s=0.5)

@@ -18,7 +18,11 @@ from tasks.locks import TAKE_OVER_S, held
 
 
 def test_lock_held_by_a_living_process_is_refused_with_its_pid(tmp_path: Path) -> None:
-    with held(tmp_path / "clean.json"), pytest.raises(StepBusy, match=f"process {os.getpid()}"), held(tmp_path / "clean.json"):
+    with (
+        held(tmp_path / "clean.json"),
+        pytest.raises(StepBusy, match=f"process {os.getpid()}"),
+        held(tmp_path / "clean.json"),
+    ):
         pass
 
 
@@ -56,7 +60,12 @@ def test_lock_of_another_host_is_taken_over_after_its_heartbeat_stops(tmp_path: 
 
 def test_lock_of_a_reused_pid_counts_as_dead(tmp_path: Path) -> None:
     path = tmp_path / "clean.json"
-    body = {"token": "t", "host": os.uname().nodename, "pid": os.getpid(), "started": psutil.Process().create_time() - 100}
+    body = {
+        "token": "t",
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time() - 100,
+    }
     path.write_text(json.dumps(body))
     with held(path):
         pass
