@@ -90,7 +90,7 @@ class TokenizerSpec(Frozen):
     """A tokenizer is made once and kept by later nights: the model's vocabulary depends on it."""
 
     folder: str = Field("", description="Import this folder's tokenizer.json instead of training. Empty: train.")
-    vocab_size: int = Field(4096, ge=300, le=1_000_000, description="Byte-level BPE entries, special tokens included.")
+    vocab_size: int = Field(8192, ge=300, le=1_000_000, description="Byte-level BPE entries, special tokens included.")
     max_train_bytes: int = Field(
         50_000_000, ge=10_000, description="Text used for training the tokenizer, taken in document-id order."
     )
@@ -99,7 +99,7 @@ class TokenizerSpec(Frozen):
 class TokenizeSpec(Frozen):
     seq_len: int = Field(256, ge=8, le=1_048_576, description="Tokens a training sequence.")
     heldout_share: float = Field(
-        0.05, ge=0, lt=1, description="Share of documents kept out of training, chosen by document id."
+        0.1, ge=0, lt=1, description="Share of documents kept out of training, chosen by document id."
     )
     seed: int = Field(0, ge=0, description="Of the order of sequences.")
     format: TableFormat = Field("parquet", description="Columnar format of the token shards.")

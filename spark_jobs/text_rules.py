@@ -177,7 +177,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
         tokens, words, word_chars, alpha_tokens, stop_words = 0, 0, 0, 0, 0
         hashes, ellipses, dots = 0, 0, 0
         lines, bullet_lines, ellipsis_lines = 0, 0, 0
-        token_chars, token_flags = 0, 0
+        token_chars, token_flags = 0, np.int64(0)
         core_start, core_stop = -1, -1  # bytes from the first to the last letter, digit or mark of the token
         line_open, line_dots, line_end_code = False, 0, np.int64(0)
         while at <= stop:
@@ -200,7 +200,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
                         words += 1
                         word_chars += token_chars
                         stop_words |= _stop_word(data, core_start, core_stop)
-                    token_chars, token_flags, core_start = 0, 0, -1
+                    token_chars, token_flags, core_start = 0, np.int64(0), -1
                 if code in (LF, CR) and line_open:
                     lines += 1
                     if line_end_code == ELLIPSIS or line_dots >= 3:
