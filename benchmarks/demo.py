@@ -30,12 +30,18 @@ def main() -> None:
 
 def measure(home: str) -> None:
     tonight = datetime.now(UTC).date()
-    print(f"{tonight} on {platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(
+        f"{tonight} on {platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
     first_s, first = run(home, tonight)
     second_s, second = run(home, tonight)
     next_s, following = run(home, tonight + timedelta(days=1))
     assert {step["state"] for step in second["steps"]} == {"cached"}, "the second run did work"
-    for name, seconds, report in (("first", first_s, first), ("again", second_s, second), ("next night", next_s, following)):
+    for name, seconds, report in (
+        ("first", first_s, first),
+        ("again", second_s, second),
+        ("next night", next_s, following),
+    ):
         print(f"{name:<12} {seconds:6.1f} s   {report['decision']}   {report['metrics']}")
     inside = sum(step["seconds"] for step in first["steps"])
     print(

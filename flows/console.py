@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -47,19 +48,25 @@ class ConsoleObserver:
         )
 
 
+def terminal(to_stderr: bool = False) -> Console:
+    """A console that does not squeeze the step table when its output goes to a file or a log."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    return Console(stderr=to_stderr, width=None if stream.isatty() else 150)
+
+
 def step_table(steps: tuple[StepResult, ...], title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("state", "step", "seconds", "cpu s", "peak MiB", "rows"):
-        table.add_column(name, justify="left" if name in ("state", "step") else "right", no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=2)
-    table.add_column("output", overflow="fold", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    table.add_column("output", overflow="fold")
     for line in steps:
         table.add_row(
             Text(line.state, style=COLORS[line.state]),
             line.step,
-            f"{line.seconds:.1f}" if line.seconds else "",
-            f"{line.cpu_seconds:.1f}" if line.cpu_seconds else "",
-            f"{line.peak_mb:.0f}" if line.peak_mb else "",
+            f"{line.seconds:.1f}" if line.state == "ran" else "",
             f"{line.rows:,}" if line.rows is not None and line.rows >= 0 else "",
             line.why,
             line.output,

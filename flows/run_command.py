@@ -26,12 +26,14 @@ SPARK_STEPS = {"ingest", "clean", "dedup", "check-documents", "tokenizer", "toke
 def run(arguments: argparse.Namespace) -> int:
     """Run a night in this process tree and print its step table; with --json, one line on stdout at the end."""
     started = time.monotonic()
+    from flows.console import terminal
+
     spec = load_spec(arguments.preset, arguments.settings)
     night = parse_night(arguments.night)
     workspace = Workspace.of(spec.name)
     require_free_disk(workspace.root)
     sweep_orphans()
-    console = Console(stderr=arguments.json)
+    console = terminal(to_stderr=arguments.json)
     console.print(f"[bold]nightmill[/bold] {spec.name}, night {night}, in {workspace.root}")
     os.environ.update(client_environment(home()))
     with EmbeddedPrefect(home()) as server:  # its imports take seconds and overlap with ours, see docs/adr/0004
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Print what `run` would do. Reads manifests only; writes nothing, starts nothing."""
-    from flows.console import step_table
+    from flows.console import step_table, terminal
 
     spec = load_spec(arguments.preset, arguments.settings)
     night = parse_night(arguments.night)
@@ -52,7 +54,7 @@ def plan(arguments: argparse.Namespace) -> int:
         print(json.dumps({"night": night, "steps": [step.model_dump(mode="json") for step in steps]}))  # noqa: T201
     else:
         waiting = sum(step.state == "would run" for step in steps)
-        Console().print(step_table(steps, f"night {night} of {spec.name}: {waiting} of {len(steps)} steps would run"))
+        terminal().print(step_table(steps, f"night {night} of {spec.name}: {waiting} of {len(steps)} steps would run"))
     return 0
 
 

@@ -109,16 +109,3 @@ class SnapshotSpec(Frozen):
     replay_ratio: float = Field(
         0.5, ge=0, le=100, description="Sequences of earlier nights drawn for each new one when training goes on."
     )
-
-
-class DataSpec(Frozen):
-    """Everything between raw files and a corpus snapshot."""
-
-    format: TableFormat = Field("parquet", description="Columnar format of documents.")
-    ingest: IngestSpec = IngestSpec()
-    clean: CleanSpec = CleanSpec()
-    dedup: DedupSpec = DedupSpec()
-    check: CheckSpec = CheckSpec()
-    tokenizer: TokenizerSpec = TokenizerSpec()
-    tokenize: TokenizeSpec = TokenizeSpec()
-    snapshot: SnapshotSpec = SnapshotSpec()

@@ -130,12 +130,3 @@ class GateSpec(Frozen):
         "dense", description="Which of tonight's models is put to the gate; the others are kept beside it."
     )
     seed: int = Field(0, ge=0, description="Of the resampling.")
-
-
-class ModelingSpec(Frozen):
-    """Everything between a corpus snapshot and a verdict."""
-
-    train: TrainSpec = TrainSpec()
-    compress: CompressSpec = CompressSpec()
-    evaluate: EvaluateSpec = EvaluateSpec()
-    gate: GateSpec = GateSpec()
