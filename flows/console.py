@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.report import NightReport
-from spark_jobs.manifests import Handle
-from tasks.engine import StepResult
-from tasks.steps import Step
+if TYPE_CHECKING:  # nothing here may import prefect: `nightmill run` must first tell it where its server is
+    from flows.report import NightReport
+    from spark_jobs.manifests import Handle
+    from tasks.engine import StepResult
+    from tasks.steps import Step
 
 COLORS = {"ran": "green", "cached": "cyan", "failed": "red", "skipped": "yellow", "would run": "yellow"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(f"[bold]nightmill[/bold] {spec.name}, night {night}, in {workspace.root}")
     os.environ.update(client_environment(home()))
     with EmbeddedPrefect(home()) as server:  # its imports take seconds and overlap with ours, see docs/adr/0004
-        os.environ["PREFECT_API_URL"] = server.api_url  # before anything imports prefect, which reads it once
+        assert "prefect" not in sys.modules, "prefect reads PREFECT_API_URL once, when it is imported"
+        os.environ["PREFECT_API_URL"] = server.api_url
         report = _run_night(spec, night, console, started, server)
     _print(report, console, arguments.json)
     return 0 if report.status == "done" else 1

@@ -85,7 +85,7 @@ def answer(handle: Callable[[Request], Outcome], line: str) -> tuple[str, dict[s
     """Do what one request line asks. Returns ("outcome" or "failure", its fields)."""
     try:
         outcome = handle(Request.model_validate_json(line))
-    except Exception as error:  # the process boundary: everything else must reach the parent as an answer
+    except Exception as error:  # noqa: BLE001  the process boundary: all must reach the parent as an answer
         return "failure", failure_of(error).model_dump()
     return "outcome", outcome.model_dump(mode="json")
 

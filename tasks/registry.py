@@ -144,7 +144,7 @@ def _log_model(client: MlflowClient, experiment_id: str, model: ModelFolder, tag
 def _save(folder: Path, model: ModelFolder, model_id: str, run_id: str | None) -> None:
     """An MLflow model folder. Raises: NightmillError if it came out without a signature."""
     import mlflow.pyfunc
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
     from mlflow.models import Model
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 
 class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
