@@ -92,7 +92,9 @@ class Night:
                 output=kept.address,
             )
         )
-        if not self.engine.planning:
+        if self.engine.planning:
+            self.engine.promised["tokenizer"] = kept
+        else:
             self.workspace.remember(self.night, "tokenizer", kept)
         return kept
 

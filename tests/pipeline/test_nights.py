@@ -79,6 +79,14 @@ def test_plan_after_a_kernel_edit_names_the_module_and_the_steps_behind(
     assert plan["release"][0] == "would run"
 
 
+def test_plan_of_the_next_night_runs_it_in_thought(pipeline: Any, first: NightReport) -> None:
+    plan = {step.step: (step.state, step.why) for step in pipeline.run(night="2026-12-24", planning=True).steps}
+    assert plan["ingest"] == ("would run", "night 2026-11-25 -> 2026-12-24; input history")
+    assert plan["tokenizer"][0] == "cached"
+    assert plan["evaluate-champion"] == ("would run", "after corpus")
+    assert plan["release"][0] == "would run"
+
+
 def test_next_night_reads_only_new_documents(pipeline: Any, second: NightReport) -> None:
     record = pipeline.workspace.record(NEXT)
     ingested = Documents.load(pipeline.workspace.at(record.outputs["ingest"].address))
