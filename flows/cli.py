@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print one JSON line")
     plan.set_defaults(command=_lazy("flows.run_command", "plan"))
 
+    for name, text in (
+        ("trace", "where a document, sequence or model came from, and what became of it"),
+        ("forget", "take documents out of every snapshot from now on"),
+    ):
+        command = commands.add_parser(name, help=text)
+        _add_lineage_arguments(command, name)
+        command.set_defaults(command=_lazy(f"flows.{name}_command", name))
+
     doctor = commands.add_parser("doctor", help="check Python, Java, memory, disk, ports, versions")
     doctor.add_argument("--json", action="store_true", help="print one JSON line")
     doctor.set_defaults(command=_lazy("flows.doctor", "doctor"))
@@ -82,6 +90,27 @@ def _add_night_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting"
     )
     parser.add_argument("--night", default="", metavar="DATE", help="logical night, YYYY-MM-DD; default: today in UTC")
+
+
+def _add_lineage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    if name == "trace":
+        parser.add_argument("what", choices=["doc", "sequence", "model"])
+        parser.add_argument(
+            "id",
+            help="doc: an id, its first digits, or a glob over file@place; sequence: NIGHT/NUMBER; model: champion, a "
+            "version, a night or an address",
+        )
+    parser.add_argument("preset", nargs="?", default="demo", help="preset or YAML file that names the pipeline")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    if name == "forget":
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--doc", metavar="ID", help="one document: its id, first digits, or a glob over file@place")
+        which.add_argument("--source", metavar="NAME", help="every document of a source, also those to come")
+        which.add_argument(
+            "--origin", metavar="GLOB", help="every document of the files that match, also those to come"
+        )
+        parser.add_argument("--why", default="", help="kept in forgotten.jsonl beside who and when")
+        parser.add_argument("--dry-run", action="store_true", help="only say what it would take out")
 
 
 def _lazy(module: str, function: str) -> Command:

@@ -11,6 +11,7 @@ from tasks.data_steps import (
     clean_documents,
     dedup_documents,
     ingest_documents,
+    list_forgotten,
     make_tokenizer,
     snapshot_corpus,
     tokenize_documents,
@@ -31,7 +32,7 @@ def prepare_corpus(spec: NightlySpec, night: str = "") -> FlowReport:
         if tonight.nothing_new(raw, history):
             return tonight.report()
         cleaned = clean_documents(raw, spec.clean)
-        unique = dedup_documents(cleaned, spec.dedup, history)
+        unique = dedup_documents(cleaned, spec.dedup, history, list_forgotten(history))
         documents_check = check_dataset(unique, spec.check)
         tokenizer = tonight.kept_tokenizer(history) or make_tokenizer(unique, documents_check, spec.tokenizer)
         tokens = tokenize_documents(unique, tokenizer, documents_check, spec.tokenize)

@@ -59,6 +59,9 @@ class Handle(Frozen):
     """Fields common to every output. Subclasses add what their readers need to know before opening a file."""
 
     kind: ClassVar[str] = "output"
+    # Fields that came after FORMAT_VERSION 1: not written while they have their default, so that digests of outputs made
+    # before stay what they were.
+    later: ClassVar[tuple[str, ...]] = ()
 
     version: int = FORMAT_VERSION
     step: str
@@ -86,7 +89,9 @@ class Handle(Frozen):
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def canonical(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+        unused = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        fields = self.model_dump(mode="json", exclude=unused | {"uri"})
+        return json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
     @property
     def workspace(self) -> Path:
@@ -206,11 +211,25 @@ class NightData(Frozen):
     num_heldout: int
 
 
+class ForgottenDocuments(Handle):
+    """`data/part-00000.parquet`: doc_id of the documents of earlier nights that were asked to be forgotten, ascending."""
+
+    kind: ClassVar[str] = "forgotten"
+
+
 class Corpus(Handle):
-    """Snapshot of all nights so far, oldest first; tonight's is the last. It holds addresses, not data."""
+    """Snapshot of all nights so far, oldest first; tonight's is the last. It holds addresses, not data.
+
+    Where documents are forgotten or sources weighted it also holds `forgotten/`: doc_id, ascending; and `sequences/`: the
+    training sequences that are not drawn as they are: night, seq_id, pieces array<int> (documents of the sequence, by
+    place, that are cut out), weight double (times it is drawn an epoch, on average; 0 for one with nothing left).
+    """
 
     kind: ClassVar[str] = "corpus"
+    later: ClassVar[tuple[str, ...]] = ("num_forgotten", "num_left_out")
     nights: tuple[NightData, ...]
     tokenizer: Parent
     seq_len: int
     vocab_size: int
+    num_forgotten: int = 0  # documents
+    num_left_out: int = 0  # sequences with weight 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from spark_jobs.manifests import Frozen
 
@@ -109,3 +109,32 @@ class SnapshotSpec(Frozen):
     replay_ratio: float = Field(
         0.5, ge=0, le=100, description="Sequences of earlier nights drawn for each new one when training goes on."
     )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="How often documents of a source are drawn an epoch, by source name; 1 where none is given, 0 never.",
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def weights_are_finite(cls, weights: dict[str, float]) -> dict[str, float]:
+        for source, weight in weights.items():
+            if not 0 <= weight <= 100:
+                raise ValueError(f"weight of source {source!r} is {weight}; wanted 0 to 100")
+        return weights
+
+
+class ForgetRule(Frozen):
+    """Which documents are forgotten: doc: this document id; source: all of this name; origin: a glob over the file."""
+
+    by: Literal["doc", "source", "origin"]
+    value: str = Field(min_length=1)
+
+
+class SnapshotJobSpec(SnapshotSpec):
+    """`SnapshotSpec` with what the workspace's forgotten.jsonl asks for."""
+
+    forgotten: tuple[ForgetRule, ...] = ()
+
+
+class ForgottenSpec(Frozen):
+    forgotten: tuple[ForgetRule, ...]

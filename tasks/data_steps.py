@@ -6,10 +6,33 @@ from functools import partial
 from pathlib import Path
 
 from spark_jobs.errors import QualityError
-from spark_jobs.manifests import CheckReport, Corpus, Documents, Handle, NightData, Parent, TokenizerFiles, TokenShards
+from spark_jobs.manifests import (
+    CheckReport,
+    Column,
+    Corpus,
+    Documents,
+    ForgottenDocuments,
+    Handle,
+    NightData,
+    Parent,
+    TokenizerFiles,
+    TokenShards,
+)
 from spark_jobs.requests import Outcome
-from spark_jobs.specs import CheckSpec, CleanSpec, DedupSpec, IngestSpec, SnapshotSpec, TokenizerSpec, TokenizeSpec
+from spark_jobs.specs import (
+    CheckSpec,
+    CleanSpec,
+    DedupSpec,
+    ForgetRule,
+    ForgottenSpec,
+    IngestSpec,
+    SnapshotJobSpec,
+    SnapshotSpec,
+    TokenizerSpec,
+    TokenizeSpec,
+)
 from tasks.engine import current_engine
+from tasks.forgotten import forget_rules
 from tasks.steps import Step
 
 SPARK = ("pyspark", "pyarrow", "numpy", "numba")
@@ -37,13 +60,18 @@ def clean_documents(raw: Documents, spec: CleanSpec) -> Documents:
     )  # fmt: skip
 
 
-def dedup_documents(cleaned: Documents, spec: DedupSpec, history: Corpus | None) -> Documents:
-    """Documents -> those without a copy among themselves or on an earlier night."""
+def dedup_documents(
+    cleaned: Documents, spec: DedupSpec, history: Corpus | None, forgotten: ForgottenDocuments | None = None
+) -> Documents:
+    """Documents -> those without a copy among themselves or on an earlier night. Forgotten ones do not count as kept."""
     engine = current_engine()
+    inputs = _with_history({"documents": cleaned}, history)
+    if forgotten is not None:
+        inputs["forgotten"] = forgotten
     return engine.run(
         Step(
             name="dedup", handle=Documents, entry="spark_jobs.dedup", spec=spec, night=engine.night,
-            inputs=_with_history({"documents": cleaned}, history), libraries=SPARK, app="spark",
+            inputs=inputs, libraries=SPARK, app="spark",
         )
     )  # fmt: skip
 
@@ -91,6 +119,30 @@ def tokenize_documents(
     )  # fmt: skip
 
 
+def list_forgotten(history: Corpus | None) -> ForgottenDocuments | None:
+    """Which documents of earlier nights were asked to be forgotten; None if no one asked, or there is no earlier night."""
+    engine = current_engine()
+    rules = forget_rules(engine.workspace)
+    if history is None or not rules:
+        return None
+    return engine.run(
+        Step(
+            name="forgotten", handle=ForgottenDocuments, entry="spark_jobs.snapshot", spec=ForgottenSpec(forgotten=rules),
+            night=engine.night, inputs={"history": history}, libraries=("pyarrow",),
+            work=partial(_list_forgotten, history, rules),
+        )
+    )  # fmt: skip
+
+
+def _list_forgotten(history: Corpus, rules: tuple[ForgetRule, ...], attempt: Path) -> Outcome:
+    from spark_jobs import snapshot
+
+    nights = (Documents.load(history.at(night.unique.address)) for night in history.nights)
+    ids = snapshot.forgotten_ids(nights, rules)
+    snapshot.write_ids(ids, attempt / "data")
+    return Outcome(num_rows=len(ids), format="parquet", columns=(Column(name="doc_id", type="string"),))
+
+
 def snapshot_corpus(
     ingested: Documents,
     unique: Documents,
@@ -100,14 +152,18 @@ def snapshot_corpus(
     history: Corpus | None,
     spec: SnapshotSpec,
 ) -> Corpus:
-    """Tonight's outputs added to those of all earlier nights. Only addresses: nothing is copied."""
+    """Tonight's outputs added to those of all earlier nights. Addresses, and what is told of single documents: nothing
+    is copied.
+    """
     engine = current_engine()
+    rules = forget_rules(engine.workspace)
     inputs: dict[str, Handle] = {
         "ingested": ingested, "unique": unique, "tokens": tokens, "tokenizer": tokenizer, "check": check,
     }  # fmt: skip
     step = Step(
-        name="corpus", handle=Corpus, entry="spark_jobs.manifests", spec=spec, night=engine.night, dated=True,
-        inputs=_with_history(inputs, history), work=partial(_snapshot, ingested, unique, tokens, tokenizer, history, engine.night),
+        name="corpus", handle=Corpus, entry="spark_jobs.snapshot", night=engine.night, dated=True,
+        spec=SnapshotJobSpec(forgotten=rules, **spec.model_dump()), inputs=_with_history(inputs, history),
+        libraries=("pyarrow",), work=partial(_snapshot, ingested, unique, tokens, tokenizer, history, engine.night, spec, rules),
     )  # fmt: skip
     return engine.run(step)
 
@@ -119,6 +175,8 @@ def _snapshot(
     tokenizer: TokenizerFiles,
     history: Corpus | None,
     night: str,
+    spec: SnapshotSpec,
+    rules: tuple[ForgetRule, ...],
     attempt: Path,
 ) -> Outcome:
     tonight = NightData(
@@ -131,6 +189,7 @@ def _snapshot(
         num_heldout=tokens.num_heldout,
     )
     nights = (*(history.nights if history else ()), tonight)
+    told = _tell_sequences(ingested, nights, spec, rules, attempt) if rules or spec.weights else {}
     return Outcome(
         num_rows=sum(n.num_sequences for n in nights),
         format="addresses",
@@ -139,8 +198,28 @@ def _snapshot(
             "tokenizer": parent_of("tokenizer", tokenizer),
             "seq_len": tokens.seq_len,
             "vocab_size": tokens.vocab_size,
+            **told,
         },
     )
+
+
+def _tell_sequences(
+    anywhere: Handle, nights: tuple[NightData, ...], spec: SnapshotSpec, rules: tuple[ForgetRule, ...], attempt: Path
+) -> dict[str, int]:
+    """Write forgotten/ and sequences/ of the snapshot; returns the fields that count them."""
+    from spark_jobs import snapshot
+
+    documents = {night.night: Documents.load(anywhere.at(night.unique.address)) for night in nights}
+    ids = snapshot.forgotten_ids(documents.values(), rules)
+    facts = snapshot.join_facts(
+        snapshot.sequence_facts(
+            night.night, TokenShards.load(anywhere.at(night.tokens.address)), documents[night.night], ids, spec.weights
+        )
+        for night in nights
+    )
+    snapshot.write_ids(ids, attempt / "forgotten")
+    snapshot.write_table(facts, attempt / "sequences")
+    return {"num_forgotten": len(ids), "num_left_out": snapshot.num_left_out(facts)}
 
 
 def parent_of(role: str, handle: Handle) -> Parent:

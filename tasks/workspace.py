@@ -7,6 +7,7 @@ $NIGHTMILL_HOME (default ./var)
         locks/<step>-<key>.json          who is working on it
         nights/<night>.json              what that night has produced so far, by address
         ledger.jsonl                     every decision about the champion
+        forgotten.jsonl                  every request to forget documents
     servers/                             databases and logs of Prefect and MLflow
 """
 
@@ -73,6 +74,10 @@ class Workspace:
     @property
     def ledger(self) -> Path:
         return self.root / "ledger.jsonl"
+
+    @property
+    def forgotten(self) -> Path:
+        return self.root / "forgotten.jsonl"
 
     def at(self, address: str) -> Path:
         return self.root / address

@@ -16,7 +16,8 @@ from training.pretrain import checkpointing
 from training.pretrain.model import model_config, new_model
 from training.pretrain.optimizer import make_optimizer
 from training.pretrain.parallel import Ranks, shard_model
-from training.pretrain.token_shards import Sequences, corpus_row_groups
+from training.pretrain.sequence_order import corpus_row_groups
+from training.pretrain.token_shards import Sequences
 from training.pretrain.trainer import rank_positions, train_step
 from training.specs import ModelSpec, OptimizerSpec
 

@@ -14,7 +14,8 @@ from spark_jobs.manifests import Corpus
 from training.pretrain.loss import IGNORED, targets_of
 from training.pretrain.model import model_config, new_model
 from training.pretrain.parallel import Ranks
-from training.pretrain.token_shards import RowGroup, Sequences, corpus_row_groups, epoch_order, make_batch
+from training.pretrain.sequence_order import RowGroup, corpus_row_groups, epoch_order
+from training.pretrain.token_shards import Sequences, make_batch
 from training.pretrain.trainer import rank_positions
 from training.specs import ModelSpec
 

@@ -39,14 +39,15 @@ class Scored:
 
 
 def heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
-    """The `limit` held-out documents with the lowest ids over all nights, each id once, ascending.
+    """The `limit` held-out documents with the lowest ids over all nights, each id once, ascending, none forgotten.
 
     Raises: DataError if there is none.
     """
     chosen: list[tuple[_Descending, str, str]] = []  # a heap whose top is the highest id kept
     seen: set[str] = set()
+    forgotten = _forgotten(corpus)
     for doc_id, text, source in _rows(corpus):
-        if doc_id in seen:
+        if doc_id in seen or doc_id in forgotten:
             continue
         entry = (_Descending(doc_id), text, source)
         if len(chosen) < limit:
@@ -71,6 +72,10 @@ class _Descending:
 
     def __lt__(self, other: _Descending) -> bool:
         return self.doc_id > other.doc_id
+
+
+def _forgotten(corpus: Corpus) -> set[str]:
+    return {doc_id for path in corpus.paths("forgotten") for doc_id in pq.read_table(path).column("doc_id").to_pylist()}
 
 
 def _rows(corpus: Corpus) -> Iterator[tuple[str, str, str]]:

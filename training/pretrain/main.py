@@ -29,7 +29,8 @@ from training.manifests import ModelFolder
 from training.pretrain.model import check_architecture, load_weights, model_config, new_model
 from training.pretrain.parallel import Ranks, join_ranks, shard_model
 from training.pretrain.progress import relayed_events
-from training.pretrain.token_shards import Sequences, corpus_row_groups
+from training.pretrain.sequence_order import corpus_row_groups, row_facts
+from training.pretrain.token_shards import Sequences
 from training.pretrain.trainer import plan_of, train_rank
 from training.processes import die_with_parent, error_of, signal_name
 from training.specs import TrainSpec
@@ -102,7 +103,7 @@ def check_request(request: Request, spec: TrainSpec) -> None:
                 f"token shards {shards.address} have vocabulary {shards.vocab_size} and sequences of {shards.seq_len}, "
                 f"corpus {corpus.address} says {corpus.vocab_size} and {corpus.seq_len}: tokenize that night again"
             )
-    num_sequences = sum(night.num_sequences for night in corpus.nights)
+    num_sequences = sum(night.num_sequences for night in corpus.nights) - corpus.num_left_out
     if num_sequences < spec.sequences_per_step:
         raise DataError(
             f"corpus {corpus.address} has {num_sequences} sequences of {corpus.seq_len} tokens, one step wants "
@@ -166,7 +167,8 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
         config.save_pretrained(out / "data")
     groups = corpus_row_groups(corpus, champion.night if champion else "")
     replay_ratio = float(corpus.spec.get("replay_ratio", 0.5))
-    sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed)
+    told = row_facts(corpus, groups)
+    sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed, told)
     identity = _identity(request, corpus, champion)
     plan = plan_of(spec, champion is not None, identity)
     facts = train_rank(shard_model(model, ranks, spec.precision), sequences, spec, plan, out, ranks)

@@ -20,21 +20,12 @@ from pyarrow import orc
 from torch import Tensor
 
 from spark_jobs.errors import DataError
-from spark_jobs.manifests import Corpus, TokenShards
 from training.pretrain.loss import IGNORED
+from training.pretrain.sequence_order import RowFacts, RowGroup, epoch_order
 
 COLUMNS = ["tokens", "doc_lengths"]
+NO_FACTS = RowFacts()
 CACHED_GROUPS = 4  # of one night's row group and the replayed nights' it is mixed with
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """A Parquet row group or an ORC stripe: the unit that is read at once."""
-
-    path: str
-    index: int
-    num_rows: int
-    is_replay: bool
 
 
 @dataclass(frozen=True)
@@ -60,61 +51,18 @@ class Batch:
         return same_BTT.tril()[:, None]
 
 
-def corpus_row_groups(corpus: Corpus, trained_until: str = "") -> list[RowGroup]:
-    """All row groups, oldest night first. Those of nights up to `trained_until` are replay (empty: none is)."""
-    replayed = {n.night for n in corpus.nights if n.night <= trained_until}
-    if len(replayed) == len(corpus.nights):  # nothing is newer than the champion: go on with the last night
-        replayed.discard(corpus.nights[-1].night)
-    groups: list[RowGroup] = []
-    for night in corpus.nights:
-        shards = TokenShards.load(corpus.at(night.tokens.address))
-        for path in shards.paths():
-            counts = _group_sizes(path)
-            groups += [RowGroup(path, i, n, night.night in replayed) for i, n in enumerate(counts) if n]
-    return groups
-
-
-def _group_sizes(path: str) -> list[int]:
-    if path.endswith(".orc"):
-        file = orc.ORCFile(path)
-        return [file.read_stripe(i, columns=["seq_id"]).num_rows for i in range(file.nstripes)]
-    footer = pq.read_metadata(path)
-    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
-
-
-def epoch_order(groups: Sequence[RowGroup], replay_ratio: float, seed: int, epoch: int) -> np.ndarray:
-    """Row numbers (int64, over all groups in their given order) of one epoch.
-
-    Every new row once, and round(replay_ratio * new rows) replayed ones (at most all), spread evenly at random.
-    Row groups are shuffled, then rows inside each: a step touches few groups. Rows of a night were already put in a
-    seeded global order when they were packed.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    starts = np.cumsum([0, *(g.num_rows for g in groups)])
-    new = _shuffled_rows([i for i, g in enumerate(groups) if not g.is_replay], starts, rng)
-    old = _shuffled_rows([i for i, g in enumerate(groups) if g.is_replay], starts, rng)
-    old = old[: round(replay_ratio * len(new))]
-    order = np.empty(len(new) + len(old), dtype=np.int64)
-    from_new = rng.permutation(len(order)) < len(new)
-    order[from_new] = new
-    order[~from_new] = old
-    return order
-
-
-def _shuffled_rows(indices: Sequence[int], starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    parts = [starts[i] + rng.permutation(starts[i + 1] - starts[i]) for i in rng.permutation(np.array(indices, int))]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
 class Sequences:
     """Random access to packed sequences by position in the endless stream of epochs."""
 
-    def __init__(self, groups: Sequence[RowGroup], seq_len: int, pad_id: int, replay_ratio: float, seed: int) -> None:
-        self.groups = list(groups)
+    def __init__(
+        self, groups: Sequence[RowGroup], seq_len: int, pad_id: int, replay_ratio: float, seed: int,
+        facts: RowFacts = NO_FACTS,
+    ) -> None:  # fmt: skip
+        self.groups, self.facts = list(groups), facts
         self.seq_len, self.pad_id, self.replay_ratio, self.seed = seq_len, pad_id, replay_ratio, seed
         self.starts = np.cumsum([0, *(g.num_rows for g in groups)])
         self.epoch = 0
-        self.order = epoch_order(self.groups, replay_ratio, seed, 0)
+        self.order = epoch_order(self.groups, replay_ratio, seed, 0, facts.weights)
         self.cache: OrderedDict[int, tuple[Any, ...]] = OrderedDict()
 
     @property
@@ -125,11 +73,12 @@ class Sequences:
         """Row number of a position; epochs follow one another in orders of their own."""
         epoch, index = divmod(position, self.num_per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, epoch_order(self.groups, self.replay_ratio, self.seed, epoch)
+            self.epoch = epoch
+            self.order = epoch_order(self.groups, self.replay_ratio, self.seed, epoch, self.facts.weights)
         return int(self.order[index])
 
     def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (int32) and document lengths (int32) of one sequence."""
+        """Tokens (int32) and document lengths (int32) of one sequence, without those of forgotten documents."""
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         if number not in self.cache:
             self.cache[number] = _read_group(self.groups[number])
@@ -138,7 +87,15 @@ class Sequences:
         self.cache.move_to_end(number)
         tokens, token_ends, lengths, length_ends = self.cache[number]
         i = row - int(self.starts[number])
-        return tokens[token_ends[i] : token_ends[i + 1]], lengths[length_ends[i] : length_ends[i + 1]]
+        row_tokens, row_lengths = (
+            tokens[token_ends[i] : token_ends[i + 1]],
+            lengths[length_ends[i] : length_ends[i + 1]],
+        )
+        if row not in self.facts.left_out:
+            return row_tokens, row_lengths
+        stays = np.ones(len(row_lengths), bool)
+        stays[self.facts.left_out[row]] = False
+        return row_tokens[np.repeat(stays, row_lengths)], row_lengths[stays]
 
     def micro_batches(self, positions: Sequence[int], micro_batch: int) -> Iterator[Batch]:
         for first in range(0, len(positions), micro_batch):
