@@ -82,13 +82,13 @@ def decide(candidate: Evidence, champion: Evidence | None, spec: GateSpec) -> De
     numbers = {"difference": float(difference), "upper_bound": upper, "num_documents": len(shared)}
     told = (
         f"candidate {_bits_per_byte(ours.sum(axis=0)):.4f} against champion {_bits_per_byte(theirs.sum(axis=0)):.4f} bits "
-        f"per byte on {len(shared)} documents; with {spec.confidence:.0%} confidence it is at most {upper:+.4f} worse, "
-        f"margin {spec.margin:+.4f}"
+        f"per byte on {len(shared)} documents: difference {difference:+.4f}, at most {upper:+.4f} with {spec.confidence:.0%} "
+        f"confidence, {spec.margin:+.4f} allowed"
     )
     if (ours == theirs).all():
         return Decision("keep", f"the two models score every document alike, a tie: champion stays ({told})", **numbers)  # type: ignore[arg-type]
     if upper < spec.margin:
-        return Decision("promote", f"{told}: promoted", **numbers)  # type: ignore[arg-type]
+        return Decision("promote", told, **numbers)  # type: ignore[arg-type]
     return Decision("keep", f"{told}: champion stays", **numbers)  # type: ignore[arg-type]
 
 
