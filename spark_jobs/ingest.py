@@ -204,6 +204,8 @@ def _row(source: SourceSpec, record: readers.Record, encoded: bytes) -> dict[str
         "doc_id": xxhash.xxh3_128_hexdigest(encoded) if record.text is not None else "",
         "source": name_of(source),
         "priority": source.priority,
+        "language": "",
+        "language_score": 0.0,
         "num_bytes": len(encoded),
         **record._asdict(),
     }

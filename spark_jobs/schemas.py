@@ -11,8 +11,12 @@ DOCUMENTS: Schema = {
     "doc_id": "string",  # 32 hex digits: xxh3_128 of the UTF-8 text as ingested
     "text": "string",
     "source": "string",  # SourceSpec.name, or its kind
-    "origin": "string",  # file relative to the source's path, and the place inside it: `a/b.jsonl.gz@1024` (byte offset)
+    # file relative to the source's path, and the place inside it, in bytes or rows: `a/b.jsonl.gz@1024`; of a web archive
+    # also the address of the page: `a.warc.gz@1024 https://example.com/`
+    "origin": "string",
     "priority": "int",  # SourceSpec.priority; of two copies the lower survives
+    "language": "string",  # ISO 639 code, see language.py; empty where it was not asked for, and before cleaning
+    "language_score": "double",  # its probability, 0 where language is empty
 }
 DOCUMENT_ORDER = ("doc_id", "priority", "source", "origin")
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from spark_jobs.manifests import Frozen
 
 TableFormat = Literal["parquet", "orc"]
+PersonalData = Literal["email", "ip", "phone", "card", "iban"]
 
 
 class SourceSpec(Frozen):
@@ -47,6 +48,16 @@ class IngestSpec(Frozen):
 class CleanSpec(Frozen):
     """Gopher quality rules (Rae et al. 2021, arXiv:2112.11446, table A1). A document breaking any rule is rejected."""
 
+    fix_mojibake: bool = Field(
+        False, description="Undo UTF-8 read as Latin-1 and the like (ftfy). Looks only at texts with suspicious bytes."
+    )
+    mask_pii: tuple[PersonalData, ...] = Field(
+        ("email", "ip", "phone", "card", "iban"),
+        description="Personal data replaced by <email> and so on; each is validated (see pii.py). Empty: none.",
+    )
+    identify_language: bool = Field(True, description="Fill the columns language and language_score (fastText, 176).")
+    languages: tuple[str, ...] = Field((), description="ISO 639 codes that may stay. Empty: all.")
+    min_language_score: float = Field(0.0, ge=0, le=1, description="Least probability of the language. FineWeb: 0.65.")
     min_words: int = Field(50, ge=1, description="Fewest words. Gopher: 50.")
     max_words: int = Field(100_000, ge=1, description="Most words. Gopher: 100,000.")
     min_mean_word_length: float = Field(3.0, ge=0, description="Characters. Gopher: 3.")
@@ -59,7 +70,8 @@ class CleanSpec(Frozen):
         2,
         ge=0,
         le=8,
-        description="Of {the, be, to, of, and, that, have, with}; English only, 0 turns it off. Gopher: 2.",
+        description="Of {the, be, to, of, and, that, have, with}; asked of English, and of all texts if the language is "
+        "not identified. 0 turns it off. Gopher: 2.",
     )
 
 

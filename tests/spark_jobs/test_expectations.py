@@ -14,13 +14,15 @@ from tests.spark_jobs.workspace import Workspace, files_of
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-GOOD = [(f"{n:032x}", f"secret text {n}", "web", f"a.jsonl@{n}", 10) for n in range(5)]
+GOOD = [(f"{n:032x}", f"secret text {n}", "web", f"a.jsonl@{n}", 10, "en", 0.9) for n in range(5)]
 TYPES = {
     "doc_id": StringType(),
     "text": StringType(),
     "source": StringType(),
     "origin": StringType(),
     "priority": IntegerType(),
+    "language": StringType(),
+    "language_score": DoubleType(),
 }
 
 

@@ -1,5 +1,6 @@
 import unicodedata
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -27,8 +28,9 @@ def measured(text: str) -> dict[str, float]:
     return {name: values[0] for name, values in measure(pa.array([text], pa.string()))._asdict().items()}
 
 
-def broken_rule(text: str, **thresholds: float) -> str | None:
-    return first_broken_rule(measure(pa.array([normalised(text)], pa.string())), CleanSpec(**thresholds))[0][0]
+def broken_rule(text: str, language: str = "", **thresholds: float) -> str | None:
+    measures = measure(pa.array([normalised(text)], pa.string()))
+    return first_broken_rule(measures, CleanSpec(**thresholds), np.array([language], object), np.array([0.9]))[0][0]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +160,31 @@ def test_rules_keep_a_document_of_exactly_the_threshold() -> None:
 
 
 def test_label_batch_records_value_and_threshold() -> None:
-    row = {"doc_id": "0" * 32, "text": "Only four words here.\r\n", "source": "s", "origin": "o", "priority": 1}
+    row = {
+        "doc_id": "0" * 32, "text": "Only four words here.\r\n", "source": "s", "origin": "o", "priority": 1,
+        "language": "", "language_score": 0.0,
+    }  # fmt: skip
     labelled = label_batch(pa.RecordBatch.from_pylist([row]), CleanSpec()).to_pylist()[0]
     assert labelled["text"] == "Only four words here."
     assert (labelled["reason"], labelled["value"], labelled["threshold"]) == ("too_few_words", 4.0, 50.0)
     assert labelled["num_bytes"] == 21
     assert set(DOCUMENTS) < set(labelled)
+    assert (labelled["language"], labelled["detail"]) == ("en", "")
+
+
+def test_language_rules_ask_english_for_stop_words_and_name_the_language_refused() -> None:
+    assert broken_rule("Katze sitzt auf der Matte " * 20, language="de") is None
+    assert broken_rule("Katze sitzt auf der Matte " * 20, language="en") == "few_stop_words"
+    assert broken_rule(GOOD, language="en", languages=("de", "fr")) == "language"
+    assert broken_rule(GOOD, language="en", languages=("de", "en"), min_language_score=0.9) is None
+    assert broken_rule(GOOD, language="en", min_language_score=0.91) == "language"
+    row = dict.fromkeys(DOCUMENTS, "") | {"text": GOOD, "priority": 1, "language_score": 0.0}
+    (labelled,) = label_batch(pa.RecordBatch.from_pylist([row]), CleanSpec(languages=("de",))).to_pylist()
+    assert (labelled["reason"], labelled["detail"], labelled["threshold"]) == ("language", "en", 0.0)
+
+
+def test_label_batch_masks_before_it_measures() -> None:
+    row = dict.fromkeys(DOCUMENTS, "") | {"text": GOOD + " jo@example.org", "priority": 1, "language_score": 0.0}
+    (labelled,) = label_batch(pa.RecordBatch.from_pylist([row]), CleanSpec()).to_pylist()
+    assert labelled["text"].endswith("<email>")
+    assert (labelled["masked_email"], labelled["masked_ip"], labelled["reason"]) == (1, 0, None)
