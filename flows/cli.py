@@ -63,6 +63,13 @@ def _parser() -> argparse.ArgumentParser:
         _add_lineage_arguments(command, name)
         command.set_defaults(command=_lazy(f"flows.{name}_command", name))
 
+    report = commands.add_parser("report", help="pages and tables about a night")
+    reports = report.add_subparsers(metavar="what", required=True)
+    page = reports.add_parser("night", help="write the page of a night anew and print its path")
+    page.add_argument("preset", nargs="?", default="demo", help="preset or YAML file that names the pipeline")
+    page.add_argument("--night", default="", metavar="DATE", help="default: the newest night there is")
+    page.set_defaults(command=_lazy("flows.report_command", "report_night"))
+
     doctor = commands.add_parser("doctor", help="check Python, Java, memory, disk, ports, versions")
     doctor.add_argument("--json", action="store_true", help="print one JSON line")
     doctor.set_defaults(command=_lazy("flows.doctor", "doctor"))

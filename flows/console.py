@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -47,6 +48,9 @@ class ConsoleObserver:
         self._console.print(
             Text.assemble((f"  {result.state:<8}", COLORS[result.state]), f"{step.name:<18} {result.seconds:6.1f} s")
         )
+
+    def night_page(self, page: Path) -> None:
+        self._console.print(f"  page    {page}", soft_wrap=True, highlight=False)
 
 
 def terminal(to_stderr: bool = False) -> Console:

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.table import Table
 
+from flows.console import terminal
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Frozen
 from tasks.machine import setup_folder
@@ -48,7 +48,7 @@ def doctor(arguments: argparse.Namespace) -> int:
             table.add_column(column, overflow="fold")
         for finding in findings:
             table.add_row("[green]ok" if finding.good else "[red]no", finding.what, finding.found, finding.mend)
-        Console().print(table)
+        terminal().print(table)
     return 0 if all(finding.good for finding in findings) else 1
 
 

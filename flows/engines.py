@@ -9,7 +9,7 @@ from flows.specs import NightlySpec
 from tasks.artifacts import ArtifactObserver
 from tasks.engine import Engine, Observer, engine_in_use
 from tasks.machine import require_free_disk
-from tasks.prefect_runner import run_as_task
+from tasks.prefect_runner import run_as_task, run_log
 from tasks.tracking import Status
 from tasks.tracking_observer import TrackingObserver, open_tracking
 from tasks.workspace import Workspace
@@ -35,7 +35,7 @@ def engine_for(
     watching = (*observers, ArtifactObserver(), *([tracking] if tracking else []))
     status: Status = "KILLED"
     try:
-        with engine_in_use(Engine(workspace, night, runner=run_as_task, observers=watching)) as engine:
+        with engine_in_use(Engine(workspace, night, run_as_task, watching, on_line=run_log)) as engine:
             yield engine
         status = "FINISHED"
     except Exception:

@@ -10,7 +10,7 @@ from flows.night import open_night
 from flows.placement import place
 from flows.prepare_corpus import prepare_corpus
 from flows.release_model import release_model
-from flows.report import NightReport, summarize
+from flows.report import NightReport, publish_page, summarize
 from flows.specs import NightlySpec
 from flows.train_model import train_model
 
@@ -28,7 +28,10 @@ def nightly(spec: NightlySpec, night: str = "") -> NightReport:
         night: Logical night as YYYY-MM-DD. Empty: tonight (UTC), or the scheduled start.
     """
     with open_night(spec, night) as tonight:
-        reports = [place(prepare_corpus, tonight)]
-        if not reports[0].stopped:
-            reports += [place(part, tonight) for part in AFTER_CORPUS]
+        try:
+            reports = [place(prepare_corpus, tonight)]
+            if not reports[0].stopped:
+                reports += [place(part, tonight) for part in AFTER_CORPUS]
+        finally:
+            publish_page(tonight)
         return summarize(tonight, reports)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 
 from pydantic import Field
@@ -56,6 +57,18 @@ def summarize(tonight: Night, reports: list[FlowReport]) -> NightReport:
         decision=decision,
         metrics={} if tonight.engine.planning or stopped else night_metrics(tonight),
     )
+
+
+def publish_page(tonight: Night) -> None:
+    """The page of the night, also of one that failed. A page is never worth a night: what goes wrong is said, not raised."""
+    if tonight.engine.planning:
+        return
+    from tasks.night_page import write_page
+
+    try:
+        tonight.engine.show_page(write_page(tonight.workspace, tonight.night))
+    except Exception as error:  # noqa: BLE001
+        print(f"page of the night: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)  # noqa: T201
 
 
 def night_metrics(tonight: Night) -> dict[str, float]:

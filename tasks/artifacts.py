@@ -115,6 +115,11 @@ class ArtifactObserver:
                 f"{handle.num_expectations} expectations on {handle.checked}, {verdict}",
             )  # fmt: skip
 
+    def night_page(self, page: Path) -> None:
+        publish_link(
+            "night-page", page.as_uri(), f"page of night {page.stem}", "What came in, what left and why, at what cost"
+        )
+
     def _show_progress(self, name: str, share: float, description: str) -> None:
         if self._progress is None:
             self._progress = _create_progress(f"progress-{name}", share, description)

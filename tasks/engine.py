@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import psutil
 
@@ -48,6 +48,13 @@ class Observer(Protocol):
     def step_ended(self, step: Step[Any], result: StepResult, handle: Handle | None) -> None: ...
 
 
+@runtime_checkable
+class PageObserver(Protocol):
+    """An observer that is also told where the page of the night is."""
+
+    def night_page(self, page: Path) -> None: ...
+
+
 Runner = Callable[[Step[Any], Callable[[], StepResult]], StepResult]
 
 
@@ -58,7 +65,8 @@ def call_directly(step: Step[Any], body: Callable[[], StepResult]) -> StepResult
 class Engine:
     """Runs (or, with `planning`, only looks at) the steps of one night in one workspace.
 
-    runner: wraps each step, e.g. in a Prefect task. observers: told of each start, event and end.
+    runner: wraps each step, e.g. in a Prefect task. observers: told of each start, event and end. on_line: given each
+    line that the child processes print.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class Engine:
         runner: Runner = call_directly,
         observers: tuple[Observer, ...] = (),
         planning: bool = False,
+        on_line: Callable[[str], None] | None = None,
     ) -> None:
         self.workspace = workspace
         self.night = night
@@ -77,7 +86,9 @@ class Engine:
         self._runner = runner
         self._observers = observers
         logs = workspace.root / "logs" / night
-        self.applications: dict[AppName, Application] = {name: Application(name, logs) for name in ("spark", "torch")}
+        self.applications: dict[AppName, Application] = {
+            name: Application(name, logs, on_line) for name in ("spark", "torch")
+        }
 
     def run(self, step: Step[H]) -> H:
         """The step's output, by finding it or by running the step. Raises what the job raised."""
@@ -91,6 +102,11 @@ class Engine:
     def note(self, result: StepResult) -> None:
         """Add a line for a step that was decided outside: kept from another night, or skipped."""
         self.results.append(result)
+
+    def show_page(self, page: Path) -> None:
+        for observer in self._observers:
+            if isinstance(observer, PageObserver):
+                observer.night_page(page)
 
     def close(self) -> None:
         for application in self.applications.values():

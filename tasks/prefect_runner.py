@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
@@ -17,6 +18,20 @@ from tasks.steps import Step
 RETRY_DELAYS_S = [2.0, 10.0]
 
 
+class RunLog:
+    """Takes what child processes print, in their pump threads, to the log of the task run that is under way."""
+
+    def __init__(self) -> None:
+        self.logger: logging.Logger | logging.LoggerAdapter[Any] | None = None
+
+    def __call__(self, line: str) -> None:
+        if self.logger is not None and line.strip():
+            self.logger.info(line)
+
+
+run_log = RunLog()
+
+
 def run_as_task(step: Step[Any], body: Callable[[], StepResult]) -> StepResult:
     """Run `body` as a task named after the step. A hit ends as Completed(name="Cached").
 
@@ -25,6 +40,7 @@ def run_as_task(step: Step[Any], body: Callable[[], StepResult]) -> StepResult:
     results: list[StepResult] = []
 
     def run_step() -> State[Any]:
+        run_log.logger = get_run_logger()
         result = body()
         results.append(result)
         if result.state == "cached":

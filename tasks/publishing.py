@@ -28,6 +28,7 @@ def publish(step: Step[H], workspace: Workspace, attempt: Path, outcome: Outcome
     Raises: DataError if what the job wrote is not what it says it wrote; StepBusy if the lock was lost to another run;
     DiskFull.
     """
+    _keep_curves(step, workspace, attempt)
     shutil.rmtree(attempt / SCRATCH, ignore_errors=True)
     try:
         handle = _describe(step, attempt, outcome)
@@ -43,6 +44,16 @@ def publish(step: Step[H], workspace: Workspace, attempt: Path, outcome: Outcome
             raise DiskFull(f"{step.name}: no space left in {workspace.root}; free some space, then run again") from err
         raise
     return step.handle.load(workspace.at(handle.address))
+
+
+def _keep_curves(step: Step[H], workspace: Workspace, attempt: Path) -> None:
+    """Move TensorBoard's files out of the scratch folder: they hold times, so they cannot be part of the output."""
+    written = attempt / SCRATCH / "tensorboard"
+    if written.is_dir():
+        kept = workspace.root / "logs" / step.night / "tensorboard" / attempt.name
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(written, kept)
 
 
 def _describe(step: Step[H], attempt: Path, outcome: Outcome) -> H:

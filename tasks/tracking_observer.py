@@ -74,6 +74,9 @@ class TrackingObserver:
             tags |= {"nightmill.address": handle.address, "nightmill.manifest_sha256": handle.digest}
         self._tracking.send({"do": "end", "key": key, "status": status, "tags": tags})
 
+    def night_page(self, page: Path) -> None:
+        self._tracking.send({"do": "artifacts", "key": self._night, "path": str(page), "to": "report"})
+
     def run_key(self, step: Step[Any]) -> str:
         """The key of the step's run, for whoever logs a model under it."""
         return self._key(step)

@@ -238,6 +238,18 @@ def test_scratch_survives_a_failed_attempt_and_is_gone_after_publishing(engine: 
     assert sorted(path.name for path in Path(handle.uri).iterdir()) == ["_manifest.json", "_report.json"]
 
 
+def test_curves_outlive_the_scratch_folder(engine: Engine, workspace: Workspace) -> None:
+    def work(attempt: Path) -> Outcome:
+        (attempt / "scratch" / "tensorboard").mkdir(parents=True)
+        (attempt / "scratch" / "tensorboard" / "events").write_text("curve")
+        return Outcome(num_rows=0, format="text")
+
+    handle = engine.run(Step(**{**clean_step(Writer()).__dict__, "work": work}))
+    assert handle.files == ()
+    [kept] = (workspace.root / "logs" / NIGHT / "tensorboard").glob("clean-*/events")
+    assert kept.read_text() == "curve"
+
+
 def test_plan_touches_nothing_and_names_what_waits(workspace: Workspace) -> None:
     engine = Engine(workspace, NIGHT, planning=True)
     raw = engine.run(clean_step(Writer()))
