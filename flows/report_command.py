@@ -1,0 +1,22 @@
+"""`nightmill report night`: the page of a night, of one that failed or is still running too."""
+
+from __future__ import annotations
+
+import argparse
+
+from flows.specs import load_spec
+from spark_jobs.errors import RequestError
+from tasks.night_page import write_page
+from tasks.workspace import Workspace, parse_night
+
+
+def report_night(arguments: argparse.Namespace) -> int:
+    """Print the path of the page. Raises: RequestError if the night has no record."""
+    workspace = Workspace.of(load_spec(arguments.preset, []).name)
+    nights = sorted(path.stem for path in (workspace.root / "nights").glob("*.json"))
+    night = parse_night(arguments.night) if arguments.night else next(reversed(nights), "")
+    if night not in nights:
+        known = f"it has {', '.join(nights[-5:])}" if nights else "it has none yet"
+        raise RequestError(f"night {night or 'newest'} of {workspace.name}: no record in {workspace.root}; {known}")
+    print(write_page(workspace, night))  # noqa: T201
+    return 0
