@@ -8,8 +8,11 @@ Normalisation, in this order (applying it twice changes nothing):
     empty line nor ends with white space.
 
 Words, in the rules: a token is a maximal run of characters that are not white space; a word is a token with at least one
-letter, digit or mark (Gopher's "non-symbol words"). Lines end at CR LF, LF or CR only; they are stripped, empty ones do not
-count. Texts in scripts without spaces are judged by the same definition, which makes their words long.
+letter, digit or mark (Gopher's "non-symbol words"). In scripts written without spaces (Han, kana, Thai, Lao, Khmer, Myanmar)
+each letter with its marks is a token and a word, and symbols beside it belong to it: 50 words are then some 30 of Chinese or
+12 of Thai, which no dictionary has to agree with. Their lengths say nothing and are left out of the mean; where they are the
+majority of a text's words, the rules on word length do not apply. Lines end at CR LF, LF or CR only; they are stripped,
+empty ones do not count.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from spark_jobs.compiled import compiled
-from spark_jobs.unicode_classes import LETTER, SPACE, WORD, unicode_classes
+from spark_jobs.unicode_classes import LETTER, MARK, SPACE, UNSPACED, WORD, unicode_classes
 from spark_jobs.utf8 import Bytes, Offsets, code_point, utf8_array, utf8_buffers
 
 TAB, LF, CR, BLANK, DELETE = 0x09, 0x0A, 0x0D, 0x20, 0x7F
@@ -39,12 +42,13 @@ class Measures(NamedTuple):
     """What the quality rules need to know of each text; float64[n] each, and 0 where there is nothing to divide by."""
 
     num_words: NDArray[np.float64]
-    mean_word_length: NDArray[np.float64]  # characters
+    mean_word_length: NDArray[np.float64]  # characters, of words between spaces
     symbol_word_ratio: NDArray[np.float64]  # '#' per token or ellipses per token, whichever is more
     bullet_line_ratio: NDArray[np.float64]
     ellipsis_line_ratio: NDArray[np.float64]
     alpha_word_ratio: NDArray[np.float64]  # tokens with a letter, of all tokens
     num_stop_words: NDArray[np.float64]  # different ones, any case
+    unspaced_word_ratio: NDArray[np.float64]  # words that are one letter of a script without spaces, of all words
 
 
 def normalise(texts: pa.Array) -> pa.Array:
@@ -169,16 +173,17 @@ def _stop_word(data: Bytes, start: int, stop: int) -> int:
 
 @compiled
 def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets: NDArray[np.int64]):  # type: ignore[no-untyped-def]
-    """float64[7, n] in the order of Measures."""
+    """float64[8, n] in the order of Measures."""
     num_texts = offsets.size - 1
-    table = np.zeros((7, num_texts), np.float64)
+    table = np.zeros((8, num_texts), np.float64)
     for text in range(num_texts):
         at, stop = offsets[text], offsets[text + 1]
-        tokens, words, word_chars, alpha_tokens, stop_words = 0, 0, 0, 0, 0
+        tokens, words, word_chars, alpha_tokens, stop_words, unspaced = 0, 0, 0, 0, 0, 0
         hashes, ellipses, dots = 0, 0, 0
         lines, bullet_lines, ellipsis_lines = 0, 0, 0
         token_chars, token_flags = 0, np.int64(0)
         core_start, core_stop = -1, -1  # bytes from the first to the last letter, digit or mark of the token
+        after_unspaced = False  # the last character that is not part of the open token is of a script without spaces
         line_open, line_dots, line_end_code = False, 0, np.int64(0)
         while at <= stop:
             if at < stop:
@@ -191,8 +196,9 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
             dots = dots + 1 if code == FULL_STOP else 0
             if code == ELLIPSIS or (dots > 0 and dots % 3 == 0):
                 ellipses += 1
-            if flags & SPACE:
-                if token_chars > 0:
+            is_unspaced = flags & UNSPACED and flags & WORD
+            if flags & SPACE or is_unspaced:
+                if token_chars > 0 and (token_flags & WORD or not (after_unspaced or is_unspaced)):
                     tokens += 1
                     if token_flags & LETTER:
                         alpha_tokens += 1
@@ -200,7 +206,15 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
                         words += 1
                         word_chars += token_chars
                         stop_words |= _stop_word(data, core_start, core_stop)
-                    token_chars, token_flags, core_start = 0, np.int64(0), -1
+                token_chars, token_flags, core_start = 0, np.int64(0), -1
+                after_unspaced = is_unspaced != 0
+            if is_unspaced:
+                if not flags & MARK:
+                    tokens += 1
+                    unspaced += 1
+                    if flags & LETTER:
+                        alpha_tokens += 1
+            elif flags & SPACE:
                 if code in (LF, CR) and line_open:
                     lines += 1
                     if line_end_code == ELLIPSIS or line_dots >= 3:
@@ -213,6 +227,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
                     if core_start < 0:
                         core_start = at
                     core_stop = at + width
+            if not flags & SPACE:
                 if not line_open:
                     line_open, line_dots = True, 0
                     for bullet in bullets:
@@ -222,7 +237,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
                 line_end_code = code
                 line_dots = dots
             at += width
-        table[0, text] = words
+        table[0, text] = words + unspaced
         table[1, text] = word_chars / words if words else 0.0
         table[2, text] = max(hashes, ellipses) / tokens if tokens else 0.0
         table[3, text] = bullet_lines / lines if lines else 0.0
@@ -233,4 +248,5 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
             count += stop_words & 1
             stop_words >>= 1
         table[6, text] = count
+        table[7, text] = unspaced / (words + unspaced) if unspaced else 0.0
     return table

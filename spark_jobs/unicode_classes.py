@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-SPACE, LETTER, WORD, UNSPACED = 1, 2, 4, 8
+SPACE, LETTER, WORD, UNSPACED, MARK = 1, 2, 4, 8, 16
 
 # Above this only private-use and unassigned code points follow (Unicode 17 ends its ideographs at 33479), plus tags.
 TABLE_SIZE = 0x33480
@@ -24,7 +24,8 @@ UNSPACED_RANGES = (
 @cache
 def unicode_classes() -> NDArray[np.uint8]:
     """uint8[TABLE_SIZE] of flags: SPACE (white space), LETTER (category L), WORD (L, N or M: the marks of Hindi and
-    Thai are parts of words), UNSPACED (script without spaces). By the Unicode tables of this Python.
+    Thai are parts of words), MARK (category M), UNSPACED (script without spaces). By the Unicode
+    tables of this Python.
     """
     table = np.zeros(TABLE_SIZE, np.uint8)
     for code in range(TABLE_SIZE):
@@ -33,7 +34,7 @@ def unicode_classes() -> NDArray[np.uint8]:
         if category == "L":
             table[code] = LETTER | WORD
         elif category in "NM":
-            table[code] = WORD
+            table[code] = WORD | MARK if category == "M" else WORD
         elif char.isspace() and not 0x1C <= code <= 0x1F:  # Python alone counts these four separators as spaces
             table[code] = SPACE
     for first, last in UNSPACED_RANGES:
