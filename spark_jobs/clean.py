@@ -1,5 +1,5 @@
-"""Clean documents: repair and normalise their text, mask personal data, name the language, then apply the Gopher quality
-rules (kernels and definitions: mojibake.py, text_rules.py, pii.py, language.py).
+"""Clean documents: repair and normalise their text, mask personal data, name the language, then apply the quality
+rules (mojibake.py, text_rules.py, pii.py, language.py, quality_rules.py).
 
 The document id stays the hash of the text as ingested, so a cleaned document can be traced to its source.
 """
@@ -10,18 +10,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs import language, mojibake, pii, tables, text_rules
+from spark_jobs import language, mojibake, pii, quality_rules, tables, text_rules
 from spark_jobs.job import Job
 from spark_jobs.manifests import Documents
 from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENTS, Schema, ddl
 from spark_jobs.specs import CleanSpec
 
-RULE_VERSION = "gopher-quality-2"
+RULE_VERSION = "quality-3"
 COMPUTED = ("text", "language", "language_score")
 LABELLED: Schema = DOCUMENTS | {
     "num_bytes": "bigint", "reason": "string", "value": "double", "threshold": "double", "detail": "string",
@@ -63,10 +62,11 @@ def label_documents(documents: DataFrame, spec: CleanSpec) -> DataFrame:
 def label_batch(batch: pa.RecordBatch, spec: CleanSpec) -> pa.RecordBatch:
     texts = batch.column("text")
     texts = text_rules.normalise(mojibake.repair(texts) if spec.fix_mojibake else texts)
-    texts, masked = pii.mask(texts, spec.mask_pii)
+    texts, masked = pii.mask(quality_rules.strip_lines(texts, spec), spec.mask_pii)
     codes, scores = language.identify(texts) if spec.identify_language else ([""] * len(texts), np.zeros(len(texts)))
     names = np.array(codes, object)
-    reason, value, threshold = first_broken_rule(text_rules.measure(texts), spec, names, scores)
+    measured = quality_rules.measure(texts, spec)
+    reason, value, threshold = quality_rules.first_broken(measured, spec, names, scores)
     nothing = np.zeros(len(texts), np.int64)
     columns = {name: batch.column(name) for name in DOCUMENTS if name not in COMPUTED} | {
         "text": texts,
@@ -80,66 +80,3 @@ def label_batch(batch: pa.RecordBatch, spec: CleanSpec) -> pa.RecordBatch:
         **{f"masked_{kind}": pa.array(masked.get(kind, nothing), pa.int64()) for kind in pii.KINDS},
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in LABELLED], names=list(LABELLED))
-
-
-def first_broken_rule(
-    measures: text_rules.Measures, spec: CleanSpec, languages: NDArray[np.object_], scores: NDArray[np.float64]
-) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.float64]]:
-    """For each text (reason, value, threshold) of the first rule it breaks; (None, nan, nan) if it breaks none.
-
-    languages: str[n], empty where not identified; scores: float64[n] in [0, 1]
-    """
-    m = measures
-    allowed = np.isin(languages, spec.languages) if spec.languages else np.ones(len(languages), bool)
-    is_english = (languages == "en") | (languages == "")
-    rules = (
-        ("empty", m.num_words, 1.0, m.num_words < 1),
-        ("language", scores, spec.min_language_score, ~allowed | (scores < spec.min_language_score)),
-        ("too_few_words", m.num_words, spec.min_words, m.num_words < spec.min_words),
-        ("too_many_words", m.num_words, spec.max_words, m.num_words > spec.max_words),
-        (
-            "words_too_short",
-            m.mean_word_length,
-            spec.min_mean_word_length,
-            m.mean_word_length < spec.min_mean_word_length,
-        ),
-        (
-            "words_too_long",
-            m.mean_word_length,
-            spec.max_mean_word_length,
-            m.mean_word_length > spec.max_mean_word_length,
-        ),
-        ("symbols", m.symbol_word_ratio, spec.max_symbol_word_ratio, m.symbol_word_ratio > spec.max_symbol_word_ratio),
-        (
-            "bullet_lines",
-            m.bullet_line_ratio,
-            spec.max_bullet_line_ratio,
-            m.bullet_line_ratio > spec.max_bullet_line_ratio,
-        ),
-        (
-            "ellipsis_lines",
-            m.ellipsis_line_ratio,
-            spec.max_ellipsis_line_ratio,
-            m.ellipsis_line_ratio > spec.max_ellipsis_line_ratio,
-        ),
-        (
-            "few_alphabetic_words",
-            m.alpha_word_ratio,
-            spec.min_alpha_word_ratio,
-            m.alpha_word_ratio < spec.min_alpha_word_ratio,
-        ),
-        (
-            "few_stop_words",
-            m.num_stop_words,
-            spec.min_stop_words,
-            is_english & (m.num_stop_words < spec.min_stop_words),
-        ),
-    )
-    reason = np.full(len(m.num_words), None, object)
-    decided = np.zeros(len(reason), bool)
-    value, threshold = np.full(len(reason), np.nan), np.full(len(reason), np.nan)
-    for name, measured, limit, broken in rules:
-        hit = broken & ~decided
-        reason[hit], value[hit], threshold[hit] = name, measured[hit], limit
-        decided |= hit
-    return reason, value, threshold

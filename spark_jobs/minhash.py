@@ -25,6 +25,7 @@ from spark_jobs.compiled import compiled
 from spark_jobs.unicode_classes import UNSPACED, WORD, unicode_classes
 from spark_jobs.utf8 import Bytes, Offsets, code_point, utf8_buffers
 
+NORMALISER = "nfkc-casefold-1"  # version of `normalised`, of words and of shingles: part of every index
 MAX_MEAN_WORD_LENGTH = 10.0  # characters; above it the text is not made of words (data without spaces, code)
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -48,7 +49,7 @@ def band_keys(shingles: NDArray[np.uint64], offsets: Offsets, bands: int, rows: 
 
 
 @compiled
-def _mix(x: np.uint64) -> np.uint64:
+def mix(x: np.uint64) -> np.uint64:
     x = (x ^ (x >> S30)) * MIX_1
     x = (x ^ (x >> S27)) * MIX_2
     return x ^ (x >> S31)
@@ -71,7 +72,7 @@ def _shingle_sets(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], ngr
             for first in range(count):
                 h = np.uint64(0)
                 for place in range(first, first + ngram):
-                    h = _mix((h ^ units[place]) + GOLDEN_GAMMA)
+                    h = mix((h ^ units[place]) + GOLDEN_GAMMA)
                 out[size + first] = h
             ordered = np.sort(out[size : size + count])
             kept = 0
@@ -114,7 +115,7 @@ def _hash_units(data: Bytes, start: int, stop: int, classes: NDArray[np.uint8], 
     while at < stop:
         code, width = code_point(data, at)
         if code < classes.size and classes[code] & WORD:
-            units[chars] = _mix(np.uint64(code) + GOLDEN_GAMMA)
+            units[chars] = mix(np.uint64(code) + GOLDEN_GAMMA)
             chars += 1
         at += width
     return chars
@@ -127,7 +128,7 @@ def _band_keys(  # type: ignore[no-untyped-def]
     num_texts = offsets.size - 1
     seeds = np.empty(bands * rows, np.uint64)
     for number in range(seeds.size):
-        seeds[number] = _mix(seed + np.uint64(number + 1) * GOLDEN_GAMMA)
+        seeds[number] = mix(seed + np.uint64(number + 1) * GOLDEN_GAMMA)
     keys = np.empty((num_texts, bands), np.uint64)
     for text in range(num_texts):
         for band in range(bands):
@@ -136,8 +137,8 @@ def _band_keys(  # type: ignore[no-untyped-def]
                 salt = seeds[band * rows + row]
                 least = np.uint64(0xFFFFFFFFFFFFFFFF)
                 for place in range(offsets[text], offsets[text + 1]):
-                    h = _mix(shingles[place] ^ salt)
+                    h = mix(shingles[place] ^ salt)
                     least = min(least, h)
-                key = _mix(key ^ least)
+                key = mix(key ^ least)
             keys[text, band] = key
     return keys

@@ -40,14 +40,12 @@ SEEN: Schema = {
     "digest": "string",  # xxh3_128 of the file's bytes, 32 hex digits
 }
 
-BAND_KEYS: Schema = {
-    "band": "int",
-    "key64": "bigint",  # 64-bit hash of the band's minima, see minhash.band_keys
-    "doc_id": "string",
-}
-EXACT_KEYS: Schema = {
-    "key": "string",  # xxh3_128 of the normalised text, see minhash.normalised
-    "doc_id": "string",
+CLUSTERS: Schema = {
+    "doc_id": "string",  # of the document that stays
+    "night": "string",  # of the earlier night it is from; null for tonight
+    "num_exact": "bigint",  # copies removed tonight
+    "num_near": "bigint",
+    "least_jaccard": "double",  # of the removed copies; 1 for exact ones
 }
 
 SEQUENCES: Schema = {

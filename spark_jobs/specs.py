@@ -12,20 +12,36 @@ from pydantic import Field, field_validator
 from spark_jobs.manifests import Frozen
 
 TableFormat = Literal["parquet", "orc"]
+TokenizerModel = Literal["bpe", "unigram", "wordpiece"]
 PersonalData = Literal["email", "ip", "phone", "card", "iban"]
 
 
 class SourceSpec(Frozen):
     """One place documents come from."""
 
-    kind: Literal["python-environment", "jsonl", "text", "parquet", "orc"] = Field(
+    kind: Literal["python-environment", "jsonl", "lines", "text", "csv", "html", "warc", "parquet", "orc"] = Field(
         "python-environment",
-        description="python-environment: the documentation this installation carries. jsonl: .jsonl, .jsonl.gz, "
-        ".jsonl.zst. text: one document a file. parquet, orc: tables.",
+        description="python-environment: the documentation this installation carries. jsonl, lines, csv (with a header): "
+        "one document a line or row. text, html: one a file. warc: web archives, WET too. parquet, orc: tables. "
+        "All but tables also as .gz or .zst.",
     )
     path: str = Field("", description="Folder (searched recursively) or file. Empty only for python-environment.")
     name: str = Field("", max_length=64, description="Name in the `source` column. Default: the kind.")
     text_column: str = Field("text", min_length=1, description="Column or JSON key that holds the text.")
+    columns: tuple[str, ...] = Field(
+        (),
+        description="jsonl, csv, parquet, orc: the other columns known. Once given, a new one is counted as "
+        "column.new.<name>, and a table or CSV file that lacks one of them is refused. Empty: not checked.",
+    )
+    on_drift: Literal["report", "fail"] = Field(
+        "report", description="fail: a new, missing or retyped column ends the step instead of being counted."
+    )
+    encoding: str = Field("", description="lines, text, csv, html: their encoding. Empty: found out for each file.")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="csv: between fields.")
+    quoted_newlines: bool = Field(
+        True, description="csv: quoted fields may hold line ends. False lets one large file be read on many cores."
+    )
+    html_timeout_s: float = Field(10.0, gt=0, le=3600, description="html, warc: longest that one page may take.")
     priority: int = Field(10, ge=0, le=1000, description="Of two duplicates the lower number survives.")
     first_night_share: float = Field(
         0.6, gt=0, le=1, description="python-environment only: share of its files already there on the first night."
@@ -43,6 +59,58 @@ class IngestSpec(Frozen):
         description="Longer documents are rejected (bytes of UTF-8), so that no single one fills a core.",
     )
     format: TableFormat = Field("parquet", description="Columnar format of documents, here and in the steps behind.")
+
+
+class RepetitionSpec(Frozen):
+    """Gopher repetition rules (Rae et al. 2021, arXiv:2112.11446, table A1); definitions: repetition_rules.py."""
+
+    max_dup_line_ratio: float = Field(0.3, ge=0, le=1, description="Later copies of lines, of all lines. Gopher: 0.3.")
+    max_dup_paragraph_ratio: float = Field(0.3, ge=0, le=1, description="The same for paragraphs. Gopher: 0.3.")
+    max_dup_line_char_ratio: float = Field(
+        0.2, ge=0, le=1, description="Characters in later copies of lines. Gopher: 0.2."
+    )
+    max_dup_paragraph_char_ratio: float = Field(0.2, ge=0, le=1, description="The same for paragraphs. Gopher: 0.2.")
+    max_top_2gram_ratio: float = Field(
+        0.2, ge=0, le=1, description="Characters in the most frequent 2-gram of words. Gopher: 0.2."
+    )
+    max_top_3gram_ratio: float = Field(
+        0.18, ge=0, le=1, description="Characters in the most frequent 3-gram of words. Gopher: 0.18."
+    )
+    max_top_4gram_ratio: float = Field(
+        0.16, ge=0, le=1, description="Characters in the most frequent 4-gram of words. Gopher: 0.16."
+    )
+    max_dup_5gram_ratio: float = Field(0.15, ge=0, le=1, description="Characters in repeated 5-grams. Gopher: 0.15.")
+    max_dup_6gram_ratio: float = Field(0.14, ge=0, le=1, description="Characters in repeated 6-grams. Gopher: 0.14.")
+    max_dup_7gram_ratio: float = Field(0.13, ge=0, le=1, description="Characters in repeated 7-grams. Gopher: 0.13.")
+    max_dup_8gram_ratio: float = Field(0.12, ge=0, le=1, description="Characters in repeated 8-grams. Gopher: 0.12.")
+    max_dup_9gram_ratio: float = Field(0.11, ge=0, le=1, description="Characters in repeated 9-grams. Gopher: 0.11.")
+    max_dup_10gram_ratio: float = Field(0.1, ge=0, le=1, description="Characters in repeated 10-grams. Gopher: 0.1.")
+
+
+class C4Spec(Frozen):
+    """C4 rules (Raffel et al. 2020, arXiv:1910.10683); definitions: line_rules.py. Lines that break one are removed first."""
+
+    min_words_a_line: int = Field(3, ge=0, description="Of a line that stays. datatrove: 3; TensorFlow Datasets: 5.")
+    min_sentences: int = Field(5, ge=0, description="Of what is left. datatrove: 5; TensorFlow Datasets and DCLM: 3.")
+    max_placeholders: int = Field(0, ge=0, le=1, description="0 rejects lorem ipsum and curly brackets, 1 keeps them.")
+
+
+class FineWebSpec(Frozen):
+    """FineWeb's own rules (arXiv:2406.17557, section 3.6)."""
+
+    min_terminal_line_ratio: float = Field(
+        0.12, ge=0, le=1, description="Lines ending in terminal punctuation. FineWeb: 0.12."
+    )
+    max_dup_line_char_ratio: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Characters in later copies of lines. FineWeb's text: 0.1; its appendix and code: 0.01.",
+    )
+    max_short_line_ratio: float = Field(
+        0.67, ge=0, le=1, description="Lines of fewer than 30 characters. FineWeb: 0.67."
+    )
+    max_line_word_ratio: float = Field(0.3, ge=0, description="Line breaks per word. datatrove: 0.3.")
 
 
 class CleanSpec(Frozen):
@@ -73,6 +141,9 @@ class CleanSpec(Frozen):
         description="Of {the, be, to, of, and, that, have, with}; asked of English, and of all texts if the language is "
         "not identified. 0 turns it off. Gopher: 2.",
     )
+    repetition: RepetitionSpec | None = Field(None, description="Gopher repetition rules; {} turns them on.")
+    c4: C4Spec | None = Field(None, description="C4 line and document rules; {} turns them on.")
+    fineweb: FineWebSpec | None = Field(None, description="FineWeb's own rules; {} turns them on.")
 
 
 class DedupSpec(Frozen):
@@ -88,6 +159,9 @@ class DedupSpec(Frozen):
         description="A candidate is removed only if its shingles' Jaccard with a kept document reaches this.",
     )
     seed: int = Field(1, ge=0, description="Of the hash family. FineWeb: 1.")
+    max_source_removal: float = Field(
+        0.9, gt=0, le=1, description="Stop if more than this share of a source of 20 documents or more are near copies."
+    )
 
 
 class CheckSpec(Frozen):
@@ -102,7 +176,10 @@ class TokenizerSpec(Frozen):
     """A tokenizer is made once and kept by later nights: the model's vocabulary depends on it."""
 
     folder: str = Field("", description="Import this folder's tokenizer.json instead of training. Empty: train.")
-    vocab_size: int = Field(8192, ge=300, le=1_000_000, description="Byte-level BPE entries, special tokens included.")
+    model: TokenizerModel = Field("bpe", description="What is trained; each over bytes, so that no text is unknown.")
+    vocab_size: int = Field(
+        8192, ge=300, le=1_000_000, description="Entries, special tokens included; wordpiece has 515 at least."
+    )
     max_train_bytes: int = Field(
         50_000_000, ge=10_000, description="Text used for training the tokenizer, taken in document-id order."
     )
@@ -112,6 +189,11 @@ class TokenizeSpec(Frozen):
     seq_len: int = Field(256, ge=8, le=1_048_576, description="Tokens a training sequence.")
     heldout_share: float = Field(
         0.1, ge=0, lt=1, description="Share of documents kept out of training, chosen by document id."
+    )
+    cut: Literal["sentences", "tokens"] = Field(
+        "sentences",
+        description="A document longer than a sequence is cut where a paragraph, line or sentence ends in the sequence's last "
+        "half, or at its full length.",
     )
     seed: int = Field(0, ge=0, description="Of the order of sequences.")
     format: TableFormat = Field("parquet", description="Columnar format of the token shards.")

@@ -7,9 +7,11 @@ hash and are sorted inside them, and Spark's random file names are replaced. Cor
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pyarrow import parquet
 from pyspark.sql import Column as SparkColumn
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -23,7 +25,9 @@ from spark_jobs.schemas import DOCUMENT_ORDER, DOCUMENTS, REJECT_ORDER, REJECTS,
 
 FILE_BYTES = 128 << 20  # uncompressed bytes a file aims at
 REJECT_BYTES = 200  # of one reject row, roughly
+ROW_GROUP_BYTES = 2 << 20  # of documents: what a look-up of one document reads at most, but for very long ones
 WRITER_OPTIONS = {"parquet": {"compression": "zstd"}, "orc": {"compression": "zstd"}}
+SMALL_GROUPS = {"parquet": {"parquet.block.size": str(ROW_GROUP_BYTES)}, "orc": {}}
 
 
 def read_table(spark: SparkSession, paths: Sequence[str], table_format: str, schema: Schema) -> DataFrame:
@@ -43,6 +47,11 @@ def stage(table: DataFrame, folder: str) -> DataFrame:
     return table.sparkSession.read.schema(table.schema).parquet(folder)
 
 
+def num_staged(folder: str) -> int:
+    """Rows of a staged table, from the footers of its files."""
+    return sum(parquet.read_metadata(path).num_rows for path in Path(folder).glob("*.parquet"))
+
+
 def num_files(size_bytes: int) -> int:
     return max(1, -(-size_bytes // FILE_BYTES))
 
@@ -60,17 +69,19 @@ def range_of_long(column: str, parts: int) -> SparkColumn:
 
 
 def write_table(
-    table: DataFrame, folder: Path, table_format: str, part: SparkColumn, parts: int, order: Sequence[str]
-) -> None:
+    table: DataFrame, folder: Path, table_format: str, part: SparkColumn, parts: int, order: Sequence[str],
+    small_groups: bool = False,
+) -> None:  # fmt: skip
     """Write `parts` files, part-00000.<format> on, each sorted by `order`. `part` is the file a row belongs to."""
     ordered = table.repartitionById(parts, part).sortWithinPartitions(*order)
-    save(ordered, folder, table_format)
+    save(ordered, folder, table_format, small_groups)
 
 
-def save(ordered: DataFrame, folder: Path, table_format: str) -> None:
+def save(ordered: DataFrame, folder: Path, table_format: str, small_groups: bool = False) -> None:
     """Write the partitions of `ordered` as they are, under stable names."""
     shutil.rmtree(folder, ignore_errors=True)
-    ordered.write.format(table_format).options(**WRITER_OPTIONS[table_format]).save(str(folder))
+    options = WRITER_OPTIONS[table_format] | (SMALL_GROUPS[table_format] if small_groups else {})
+    ordered.write.format(table_format).options(**options).save(str(folder))
     for leftover in folder.iterdir():
         if leftover.name.startswith((".", "_")):
             leftover.unlink()
@@ -90,12 +101,13 @@ def columns_of(schema: Schema) -> tuple[Column, ...]:
     return tuple(Column(name=name, type=kind) for name, kind in schema.items())
 
 
-def reason_counts(labelled: DataFrame) -> dict[str, int]:
-    """`in`, `out` and `reject.<reason>` of a table whose `reason` is null for the rows that stay."""
-    rows = labelled.groupBy("reason").agg(F.count("*").alias("num_rows")).collect()
-    counts = {row["reason"]: int(row["num_rows"]) for row in rows}
+def counts_of(rows: Iterable[tuple[str | None, int]]) -> dict[str, int]:
+    """`in`, `out` and `reject.<reason>` from (reason, number of rows); the reason is None for rows that stay."""
+    counts: dict[str | None, int] = defaultdict(int)
+    for reason, number in rows:
+        counts[reason] += int(number)
     out = counts.pop(None, 0)
-    rejected = {f"reject.{reason}": count for reason, count in sorted(counts.items())}
+    rejected = {f"reject.{reason}": count for reason, count in sorted(counts.items(), key=lambda pair: str(pair[0]))}
     return {"in": out + sum(rejected.values()), "out": out} | rejected
 
 
@@ -109,13 +121,20 @@ def write_documents(job: Job, labelled: DataFrame, table_format: str, rule_versi
 
     In: DOCUMENTS, num_bytes bigint, reason string (null stays), value double, threshold double, and detail string if any.
     """
-    counts = reason_counts(labelled)
-    kept = labelled.where("reason is null")
-    size = kept.agg(F.sum("num_bytes")).first()[0] or 0
-    parts = num_files(size)
-    write_table(
-        kept.select(*DOCUMENTS), job.out / "data", table_format, range_of_hex("doc_id", parts), parts, DOCUMENT_ORDER
-    )
+    totals = labelled.groupBy("reason").agg(F.count("*").alias("rows"), F.sum("num_bytes").alias("num_bytes")).collect()
+    kept_bytes = sum(row["num_bytes"] for row in totals if row["reason"] is None)
+    counts = counts_of((row["reason"], row["rows"]) for row in totals)
+    return split_documents(job, labelled, counts, kept_bytes, table_format, rule_version)
+
+
+def split_documents(
+    job: Job, labelled: DataFrame, counts: dict[str, int], kept_bytes: int, table_format: str, rule_version: str
+) -> Outcome:
+    """The same where the totals are known already."""
+    kept = labelled.where("reason is null").select(*DOCUMENTS)
+    parts = num_files(kept_bytes)
+    place = range_of_hex("doc_id", parts)
+    write_table(kept, job.out / "data", table_format, place, parts, DOCUMENT_ORDER, small_groups=True)
     rejects = labelled.where("reason is not null").withColumn("step", F.lit(job.name))
     rejects = rejects.withColumn("rule_version", F.lit(rule_version))
     if "detail" not in labelled.columns:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spark_jobs.clean import first_broken_rule, label_batch
+from spark_jobs.clean import label_batch
+from spark_jobs.quality_rules import first_broken
+from spark_jobs.quality_rules import measure as measure_rules
 from spark_jobs.schemas import DOCUMENTS
 from spark_jobs.specs import CleanSpec
 from spark_jobs.text_rules import measure, normalise
@@ -29,8 +31,9 @@ def measured(text: str) -> dict[str, float]:
 
 
 def broken_rule(text: str, language: str = "", **thresholds: float) -> str | None:
-    measures = measure(pa.array([normalised(text)], pa.string()))
-    return first_broken_rule(measures, CleanSpec(**thresholds), np.array([language], object), np.array([0.9]))[0][0]
+    spec = CleanSpec(**thresholds)
+    measured = measure_rules(pa.array([normalised(text)], pa.string()), spec)
+    return first_broken(measured, spec, np.array([language], object), np.array([0.9]))[0][0]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,13 @@ def test_measures_of_any_text_are_finite_and_ratios_bounded(texts: list[str]) ->
     for values in measures:
         assert len(values) == len(texts)
         assert (values >= 0).all()
-    for ratio in (measures.bullet_line_ratio, measures.ellipsis_line_ratio, measures.alpha_word_ratio):
+    bounded = (
+        "bullet_line_ratio",
+        "ellipsis_line_ratio",
+        "alpha_word_ratio",
+        "unspaced_word_ratio",
+    )
+    for ratio in (getattr(measures, name) for name in bounded):
         assert (ratio <= 1).all()
     assert (measures.num_stop_words <= 8).all()
 
@@ -115,6 +124,16 @@ def test_measures_do_not_depend_on_the_neighbours_in_a_batch(texts: list[str]) -
         ),  # one line, although str.splitlines sees three
         ("a\u00a0b\u3000c", {"num_words": 3}),
         ("हिन्दी विकिपीडिया", {"num_words": 2, "alpha_word_ratio": 1}),
+        ("今天天气很好。", {"num_words": 6, "alpha_word_ratio": 1, "mean_word_length": 0, "unspaced_word_ratio": 1}),
+        ("「今天」……好", {"num_words": 3, "alpha_word_ratio": 1}),
+        ("Python是很好的语言 ok", {"num_words": 8, "mean_word_length": 4, "unspaced_word_ratio": 0.75}),
+        ("ภาษาไทย", {"num_words": 7, "alpha_word_ratio": 1}),
+        ("เก้าสิบ", {"num_words": 5}),  # two marks belong to their letters
+        ("ราคา ๑๒๓", {"num_words": 7, "alpha_word_ratio": 4 / 7}),
+        ("ភាសាខ្មែរ မြန်မာ ພາສາລາວ", {"unspaced_word_ratio": 1, "alpha_word_ratio": 1}),
+        ("한국어 문장입니다", {"num_words": 2, "unspaced_word_ratio": 0}),
+        ("3月5日", {"num_words": 4, "alpha_word_ratio": 0.5}),
+        ("。。。 好", {"num_words": 1, "alpha_word_ratio": 0.5}),
     ],
 )
 def test_measure_gives_the_golden_values(text: str, expected: dict[str, float]) -> None:
@@ -144,6 +163,7 @@ def test_measure_of_other_line_endings_equals_that_of_lf(ending: str) -> None:
         ("\n".join([GOOD + "..."] * 10), "ellipsis_lines"),
         (GOOD + "1234 " * 60, "few_alphabetic_words"),
         ("Katze sitzt auf der Matte " * 20, "few_stop_words"),
+        ("今天天气很好。" * 20, "few_stop_words"),  # by no other rule
     ],
 )
 def test_rules_name_the_first_one_broken(text: str, reason: str | None) -> None:
