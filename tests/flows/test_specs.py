@@ -40,7 +40,7 @@ def test_setting_reaches_into_a_list_of_sources(tmp_path: Path) -> None:
         (["gate.candidate=int2"], r"gate\.candidate: .*'dense', 'int8' or 'int4'"),
         (["train.num_steps"], r"--set 'train.num_steps': wanted a\.b=value"),
         (["name=Not Good"], r"name: .*pattern"),
-        (["train.model.num_heads=3"], r"train\.model: .*hidden_size \d+ is not a multiple of num_heads 3"),
+        (["train.model.num_heads=7"], r"train\.model: .*hidden_size \d+ is not a multiple of num_heads 7"),
     ],
 )
 def test_wrong_setting_is_named_with_what_was_wanted(settings: list[str], message: str) -> None:
