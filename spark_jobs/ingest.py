@@ -7,26 +7,32 @@ the files taken tonight; the nights before are found through the history.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import xxhash
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from spark_jobs import python_environment, readers, tables
-from spark_jobs.errors import RequestError
+from spark_jobs.byte_streams import line_start
+from spark_jobs.errors import DataError, RequestError
 from spark_jobs.job import Job
 from spark_jobs.manifests import Corpus, Documents
+from spark_jobs.records import NEW_COLUMN, Record
 from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENTS, SEEN, Schema, ddl
 from spark_jobs.specs import IngestSpec, SourceSpec
 
-RULE_VERSION = "ingest-1"
+RULE_VERSION = "ingest-2"
 SPLIT_BYTES = 64 << 20  # uncompressed files of lines are cut into pieces of about this size
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 2048
 READ_BYTES = 1 << 20
+REFUSED_SCHEMAS = ("no_column", "retyped_column")
+MAX_NEW_COLUMNS = 1000  # counted of one night
 
 LISTED: Schema = {"source_index": "int", "path": "string"}
 PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint"}  # bytes [first, stop) of a file of lines
@@ -37,12 +43,18 @@ LABELLED: Schema = DOCUMENTS | {
 
 
 def ingest(job: Job, spec: IngestSpec) -> Outcome:
-    """Raises: RequestError if a source's path does not exist or holds no file of its kind."""
+    """Raises: RequestError if a source's path does not exist or holds no file of its kind; DataError for columns that are
+    not as declared, where the source asks for that.
+    """
     history = job.input("history", Corpus) if "history" in job.inputs else None
     listed = list_units(spec, num_earlier_nights=len(history.nights) if history else 0)
     hashed = tables.stage(hash_units(_as_table(job.spark, listed), spec), job.scratch("hashed"))
     fresh = hashed.join(_seen(job.spark, history), "digest", how="left_anti") if history else hashed
     labelled = tables.stage(read_units(fresh, spec), job.scratch("labelled"))
+    new_columns: dict[str, int] = {}
+    if any(source.columns or source.on_drift == "fail" for source in spec.sources):
+        new_columns = check_columns(labelled, spec)
+        labelled = labelled.where(f"reason is null or reason != '{NEW_COLUMN}'")
 
     taken = fresh.where("digest != ''")
     num_taken = taken.count()
@@ -53,7 +65,26 @@ def ingest(job: Job, spec: IngestSpec) -> Outcome:
     )
     outcome = tables.write_documents(job, labelled, spec.format, RULE_VERSION)
     files = {"files": len(listed), "files_new": num_taken}
-    return outcome.model_copy(update={"counts": outcome.counts | files})
+    return outcome.model_copy(update={"counts": outcome.counts | files | new_columns})
+
+
+def check_columns(labelled: DataFrame, spec: IngestSpec) -> dict[str, int]:
+    """`column.new.<name>`: files that hold it. Raises: DataError if a source that wants it has another schema than declared."""
+    strict = [name_of(source) for source in spec.sources if source.on_drift == "fail"]
+    drifted = labelled.where(F.col("reason").isin(NEW_COLUMN, *REFUSED_SCHEMAS))
+    first = (
+        drifted.where(F.col("source").isin(strict)).orderBy("source", "origin", "detail").first() if strict else None
+    )
+    if first is not None:
+        what = f"new column {first['detail']!r}" if first["reason"] == NEW_COLUMN else first["detail"]
+        raise DataError(
+            f"source {first['source']!r}, {first['origin']}: {what}; add it to the source's columns, mend the file, "
+            "or set on_drift=report"
+        )
+    files = drifted.where(F.col("reason") == NEW_COLUMN).groupBy("detail").agg(F.count_distinct("source", "origin"))
+    return {
+        f"column.new.{name}": int(count) for name, count in files.orderBy("detail").limit(MAX_NEW_COLUMNS).collect()
+    }
 
 
 def name_of(source: SourceSpec) -> str:
@@ -86,18 +117,11 @@ def _list_files(source: SourceSpec) -> list[str]:
         Path(folder, name).relative_to(root).as_posix()
         for folder, _, names in os.walk(root)
         for name in names
-        if _kind_suffix(name, source.kind) in suffixes and not name.startswith(".")
+        if readers.suffix_of(name, source.kind) in suffixes and not name.startswith(".")
     ]
     if not any(os.access(root / path, os.R_OK) for path in paths):
         raise RequestError(f"{where} holds no readable {' or '.join(suffixes)} file; mend ingest.sources")
     return sorted(paths)
-
-
-def _kind_suffix(name: str, kind: str) -> str:
-    path = Path(name)
-    if kind in ("jsonl", "text") and path.suffix in readers.COMPRESSED:
-        path = path.with_suffix("")
-    return path.suffix
 
 
 def _as_table(spark: SparkSession, units: list[tuple[int, str]]) -> DataFrame:
@@ -167,7 +191,7 @@ def read_units(units: DataFrame, spec: IngestSpec) -> DataFrame:
                 yield from _read_piece(spec, **piece)
 
     pieces = units.mapInArrow(cut_batches, ddl(PIECES))
-    if any(source.kind == "jsonl" for source in spec.sources):
+    if any(source.kind in ("jsonl", "lines", "csv") for source in spec.sources):
         pieces = pieces.repartition(2 * units.sparkSession.sparkContext.defaultParallelism)
     return pieces.mapInArrow(read_batches, ddl(LABELLED))
 
@@ -176,10 +200,10 @@ def _pieces(spec: IngestSpec, source_index: int, path: str, size: int) -> Iterat
     source = spec.sources[source_index]
     base = {"source_index": source_index, "path": path}
     file = readers.file_of(source, path)
-    if source.kind != "jsonl" or file.suffix in readers.COMPRESSED or size <= SPLIT_BYTES:
+    if size <= SPLIT_BYTES or not readers.is_split(source, file):
         yield base | {"first": 0, "stop": 1 << 62}
         return
-    starts = sorted({readers.line_start(file, near) for near in range(0, size, SPLIT_BYTES)} - {size})
+    starts = sorted({line_start(file, near) for near in range(0, size, SPLIT_BYTES)} - {size})
     for first, stop in zip(starts, [*starts[1:], 1 << 62], strict=True):
         yield base | {"first": first, "stop": stop}
 
@@ -199,7 +223,7 @@ def _read_piece(spec: IngestSpec, source_index: int, path: str, first: int, stop
         yield pa.RecordBatch.from_pylist(rows, schema=_arrow_schema(LABELLED))
 
 
-def _row(source: SourceSpec, record: readers.Record, encoded: bytes) -> dict[str, object]:
+def _row(source: SourceSpec, record: Record, encoded: bytes) -> dict[str, object]:
     return {
         "doc_id": xxhash.xxh3_128_hexdigest(encoded) if record.text is not None else "",
         "source": name_of(source),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spark_jobs import python_environment
-from spark_jobs.errors import RequestError
+from spark_jobs.errors import DataError, RequestError
 from spark_jobs.ingest import list_units
 from spark_jobs.manifests import Documents
 from spark_jobs.specs import IngestSpec, SourceSpec
@@ -41,6 +41,21 @@ def test_ingest_of_files_that_hold_nothing_is_no_error(workspace: Workspace, tmp
     write_jsonl(tmp_path / "in/a.jsonl", [])
     documents = workspace.run(Documents, "ingest", spec_of("jsonl", tmp_path / "in"))
     assert (documents.num_rows, documents.counts["in"], documents.counts["files_new"]) == (0, 0, 1)
+
+
+def test_ingest_counts_new_columns_by_file_and_fails_where_the_source_says_so(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", [{"text": "one", "id": 1}, {"text": "two", "lang": "en"}] * 3)
+    write_jsonl(tmp_path / "in/b.jsonl", [{"text": "three", "lang": "en", "url": "x"}])
+    spec = spec_of("jsonl", tmp_path / "in", name="web", columns=("id",))
+    documents = workspace.run(Documents, "ingest", spec)
+    assert documents.counts == {
+        "in": 7, "out": 7, "files": 2, "files_new": 2, "column.new.lang": 2, "column.new.url": 1,
+    }  # fmt: skip
+    spec = spec_of("jsonl", tmp_path / "in", name="web", columns=("id", "lang"), on_drift="fail")
+    with pytest.raises(DataError, match=r"'web', b\.jsonl: new column 'url'"):
+        workspace.run(Documents, "ingest", spec)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import orc, parquet
 
-from spark_jobs.readers import Unit, line_start, lines, read_unit
+from spark_jobs.byte_streams import line_start, lines
+from spark_jobs.readers import Unit, read_unit
 from spark_jobs.specs import SourceSpec
 
 EVERYTHING = 1 << 62
 
 
-def outcome(kind: str, file: Path, max_bytes: int = 1_000_000, **fields: str) -> list[str]:
+def outcome(kind: str, file: Path, max_bytes: int = 1_000_000, **fields: object) -> list[str]:
     """Texts, and reasons in brackets, in the order of the file."""
     source = SourceSpec(kind=kind, path=str(file), **fields)
     return [
@@ -91,7 +92,9 @@ def test_text_file_is_one_document(tmp_path: Path) -> None:
     file.write_bytes("Grüße\n\nzweite".encode())
     assert outcome("text", file) == ["Grüße\n\nzweite"]
     file.write_bytes(b"caf\xe9")
-    assert outcome("text", file) == ["[not_utf8]"]
+    assert outcome("text", file) == ["café"]
+    file.write_bytes(bytes(range(256)) * 4)
+    assert outcome("text", file) == ["[bad_encoding]"]
     file.write_bytes(b"x" * 2000)
     assert outcome("text", file, max_bytes=1000) == ["[too_long]"]
 
@@ -102,8 +105,10 @@ def test_table_rows_become_documents(tmp_path: Path, kind: str) -> None:
     table = pa.table({"n": [1, 2, 3], "body": ["a", None, "c"]})
     parquet.write_table(table, file) if kind == "parquet" else orc.write_table(table, file)
     assert outcome(kind, file, text_column="body") == ["a", "[no_text]", "c"]
-    assert outcome(kind, file, text_column="n") == ["[text_not_a_string]"] * 3
-    assert outcome(kind, file, text_column="text") == ["[unreadable]"]
+    assert outcome(kind, file, text_column="n") == ["[retyped_column]"]
+    assert outcome(kind, file, text_column="text") == ["[no_column]"]
+    assert outcome(kind, file, text_column="body", columns=("n", "gone")) == ["[no_column]"]
+    assert outcome(kind, file, text_column="body", columns=("n",)) == ["a", "[no_text]", "c"]
 
 
 @given(

@@ -1,0 +1,89 @@
+"""CSV with a header line (RFC 4180, any delimiter and encoding): one row, one document.
+
+Quoted fields may hold line ends, so a file is one unit, unless the source says that no field of it does.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from spark_jobs.byte_streams import BLOCK_BYTES, COMPRESSED, decompressed, head, lines
+from spark_jobs.read_lines import encoding_of_lines
+from spark_jobs.records import Record, Refused, field_record, new_columns, require_columns
+from spark_jobs.specs import SourceSpec
+
+
+def csv_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec, max_bytes: int) -> Iterator[Record]:
+    """Raises: Refused if a column is gone or there is no header."""
+    encoding = encoding_of_lines(file, source.encoding)
+    limit = 4 * max_bytes + BLOCK_BYTES
+    csv.field_size_limit(limit)
+    header, after_header = _header(file, encoding, source.delimiter)
+    require_columns(header, source.text_column, source.columns)
+    if first == 0 and source.columns:
+        yield from new_columns(origin, header, (source.text_column, *source.columns))
+    column = header.index(source.text_column)
+    if max(first, after_header) >= stop:  # a piece that is all header
+        return
+    feed = _Feed(file, max(first, after_header), stop, encoding, limit)
+    rows = csv.reader(feed, delimiter=source.delimiter)
+    while True:
+        feed.begin = None
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as err:
+            yield Record(f"{origin}@{feed.begin}", None, "bad_csv", detail=str(err)[:200])
+            continue
+        place = f"{origin}@{feed.begin}"
+        if feed.lost:
+            yield Record(place, None, "too_long", threshold=float(limit), detail="a line without end")
+            feed.lost = False
+        elif len(row) == len(header):
+            yield field_record(place, row[column], "the column")
+        elif row:
+            yield Record(place, None, "bad_csv", float(len(row)), float(len(header)), "another number of fields")
+
+
+class _Feed:
+    """Decoded lines for the csv module. `begin`: byte offset of the first line taken since it was set to None.
+
+    A byte that the encoding lacks becomes a lone surrogate, which makes a reject of its row alone.
+    """
+
+    def __init__(self, file: Path, first: int, stop: int, encoding: str, limit: int) -> None:
+        self.begin: int | None = None
+        self.lost = False
+        self._encoding = encoding
+        if file.suffix in COMPRESSED:
+            self._lines = lines(decompressed(file), 0, stop, limit)
+            next(self._lines)  # the header
+        else:
+            self._lines = lines(decompressed(file, first), first, stop, limit)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        offset, line = next(self._lines)
+        if self.begin is None:
+            self.begin = offset
+        if line is None:
+            self.lost = True
+            return "\n"
+        return line.decode(self._encoding, "surrogateescape") + "\n"
+
+
+def _header(file: Path, encoding: str, delimiter: str) -> tuple[list[str], int]:
+    """(names, byte at which the rows begin)."""
+    start = head(file, BLOCK_BYTES)
+    line, end, _ = start.partition(b"\n")
+    text = line.removeprefix(codecs.BOM_UTF8).decode(encoding, "replace")
+    names = next(csv.reader([text], delimiter=delimiter), [])
+    if not names:
+        raise Refused("no_column", "the file has no header line")
+    return [name.strip() for name in names], len(line) + len(end)

@@ -1,0 +1,192 @@
+"""The records of a WARC file as bytes, with every way back after damage.
+
+A record is its header, an empty line, Content-Length bytes, and two line ends (ISO 28500). One whose length is wrong, whose
+header is no header or whose compressed member is damaged becomes one frame without data; reading goes on at the next line
+that begins a record, or at the next gzip member. Memory holds one record.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from spark_jobs.byte_streams import BLOCK_BYTES, decompressed
+
+MAGIC = b"\x1f\x8b\x08"
+READ_BYTES = 1 << 16
+HEADER_BYTES = 1 << 16
+HEADER_END = re.compile(rb"\r?\n\r?\n")
+LENGTH = re.compile(rb"\nContent-Length:[ \t]*([0-9]{1,18})[ \t]*\r?\n", re.IGNORECASE)
+NEXT = re.compile(rb"\nWARC/[01]\.[0-9]+\r?\n")
+
+
+class Frame(NamedTuple):
+    """offset: of the decompressed stream. data: header and content, or None with a reason."""
+
+    offset: int
+    data: bytes | None
+    reason: str = ""
+    detail: str = ""
+
+
+def frames(file: Path, limit: int) -> Iterator[Frame]:
+    """Raises: EOFError if the file ends inside a record or its archive is cut; OSError."""
+    window = _Window(blocks(file))
+    while window.skip_line_ends():
+        if window.is_damaged():
+            yield Frame(window.offset, None, "bad_record", "the compressed data is damaged")
+            window.pass_damage()
+            continue
+        end = window.find(HEADER_END, 0, HEADER_BYTES)
+        length = LENGTH.search(window.held, 0, end) if end and window.held.startswith(b"WARC/") else None
+        if not length and window.is_cut():
+            raise EOFError(f"the file ends inside the record at {window.offset}; what came before is kept")
+        if not length:
+            yield from _broken(window, 1, "no WARC header here")
+            continue
+        total = (end or 0) + int(length.group(1))
+        if total > limit:
+            yield Frame(window.offset, None, "too_long", f"a record of {total} bytes")
+            window.resume(1)
+        elif not window.fill(total):
+            if window.gap or NEXT.search(window.held, end or 0):
+                yield from _broken(window, end or 0, "the file or the next record begins inside this one")
+            else:
+                raise EOFError(f"the file ends inside the record at {window.offset}; what came before is kept")
+        elif window.ends_well(total):
+            yield Frame(window.offset, bytes(window.held[:total]))
+            window.drop(total)
+        else:
+            yield from _broken(window, end or 0, "Content-Length does not lead to the next record")
+
+
+def _broken(window: _Window, after: int, detail: str) -> Iterator[Frame]:
+    yield Frame(window.offset, None, "bad_record", detail)
+    window.resume(after)
+
+
+class _Window:
+    """The part of the stream that is looked at: `held`, beginning at `offset`. `gap`: data is lost behind it."""
+
+    def __init__(self, source: Iterator[bytes | None]) -> None:
+        self._source = source
+        self.held = bytearray()
+        self.offset = 0
+        self.gap = False
+        self._ended = False
+
+    def fill(self, size: int) -> bool:
+        """Hold at least `size` bytes; False if there are not so many."""
+        while len(self.held) < size and not self.gap and not self._ended:
+            block = next(self._source, b"")
+            if block is None:
+                self.gap = True
+            elif block:
+                self.held += block
+            else:
+                self._ended = True
+        return len(self.held) >= size
+
+    def drop(self, size: int) -> None:
+        del self.held[:size]
+        self.offset += size
+
+    def skip_line_ends(self) -> bool:
+        """False at the end of the stream."""
+        while self.fill(1):
+            blank = len(self.held) - len(self.held.lstrip(b"\r\n"))
+            self.drop(blank)
+            if self.held:
+                return True
+        return self.gap
+
+    def is_damaged(self) -> bool:
+        return self.gap and not self.held
+
+    def is_cut(self) -> bool:
+        """The stream ends with the beginning of a record's header."""
+        whole = self._ended and not self.gap and len(self.held) < HEADER_BYTES
+        return whole and b"WARC/1.".startswith(self.held[:7]) and not HEADER_END.search(self.held)
+
+    def pass_damage(self) -> None:
+        self.drop(len(self.held))
+        self.gap = False
+
+    def find(self, pattern: re.Pattern[bytes], first: int, within: int) -> int | None:
+        """Where the first match ends, or None."""
+        while True:
+            match = pattern.search(self.held, first, within)
+            if match:
+                return match.end()
+            if len(self.held) >= within or not self.fill(min(len(self.held) + 1, within)):
+                return None
+
+    def ends_well(self, total: int) -> bool:
+        """Behind the record stand two line ends; some writers leave them out before the next record or the end."""
+        self.fill(total + 16)
+        rest = bytes(self.held[total : total + 16])
+        bare = rest.lstrip(b"\r\n")
+        return rest.startswith((b"\r\n\r\n", b"\n\n")) or not bare or bare.startswith(b"WARC/"[: len(bare)])
+
+    def resume(self, after: int) -> None:
+        """Drop everything before the next line that begins a record; past a gap, if it lies in the way."""
+        self.drop(min(after, len(self.held)))
+        while True:
+            match = NEXT.search(self.held)
+            if match:
+                self.drop(match.start() + 1)
+                return
+            self.drop(max(0, len(self.held) - 16))  # the line may be cut
+            if not self.fill(len(self.held) + 1):
+                self.pass_damage()
+                return
+
+
+def blocks(file: Path) -> Iterator[bytes | None]:
+    """Decompressed blocks; None where a gzip member is damaged. The file tells by its bytes whether it is compressed."""
+    with file.open("rb") as stream:
+        is_gzip = stream.read(3) == MAGIC
+    if is_gzip:
+        yield from _members(file)
+    elif file.suffix == ".gz":
+        raise EOFError("no gzip file") if file.stat().st_size == 0 else zlib.error("not a gzip file")
+    else:
+        yield from decompressed(file)
+
+
+def _members(file: Path) -> Iterator[bytes | None]:
+    with file.open("rb") as stream:
+        place = 0
+        while place >= 0:
+            stream.seek(place)
+            member, rest = zlib.decompressobj(wbits=31), b""
+            try:
+                while not member.eof:
+                    block = stream.read(READ_BYTES)
+                    if not block:
+                        raise EOFError("the archive ends inside a member; what came before is kept")
+                    if out := member.decompress(block):
+                        yield out
+                rest = member.unused_data
+                place = _next_member(stream.tell() - len(rest), file)
+            except zlib.error:
+                yield None
+                place = _next_member(place + 1, file)
+
+
+def _next_member(place: int, file: Path) -> int:
+    """Where the first gzip magic at or after `place` stands, -1 if there is none."""
+    with file.open("rb") as stream:
+        stream.seek(place)
+        while block := stream.read(BLOCK_BYTES):
+            found = block.find(MAGIC)
+            if found >= 0:
+                return place + found
+            if len(block) < len(MAGIC):
+                return -1
+            place += len(block) - len(MAGIC) + 1
+            stream.seek(place)
+    return -1

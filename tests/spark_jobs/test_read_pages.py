@@ -1,0 +1,125 @@
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spark_jobs.readers import Unit, read_unit
+from spark_jobs.records import Record
+from spark_jobs.specs import SourceSpec
+
+WARC = Path(__file__).parents[3] / "shared/data/web/warc"
+EVERYTHING = Unit("", 0, 1 << 62)
+
+
+def read(file: Path, kind: str = "warc", max_bytes: int = 1_000_000) -> list[Record]:
+    return list(read_unit(SourceSpec(kind=kind, path=str(file)), EVERYTHING, max_bytes))
+
+
+def outcomes(file: Path, **settings: int) -> list[str | None]:
+    return [record.reason or record.text for record in read(file, **settings)]
+
+
+def record(text: str, kind: str = "conversion", length: int | None = None, version: str = "WARC/1.0") -> bytes:
+    body = text.encode()
+    content = "application/http; msgtype=response" if kind == "response" else "text/plain"
+    header = f"{version}\r\nWARC-Type: {kind}\r\nWARC-Target-URI: http://x/{text[:3]}\r\nContent-Type: {content}\r\n"
+    return f"{header}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body + b"\r\n\r\n"
+
+
+def response(page: str, status: str = "200 OK", content_type: str = "text/html; charset=utf-8") -> bytes:
+    return record(f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n\r\n{page}", "response")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (record("bbb", length=50_000), "bad_record"),  # C5: Content-Length too big swallows what follows
+        (record("bbb", length=1), "bad_record"),
+        (record("bbb").replace(b"Content-Length", b"Content-Width"), "bad_record"),
+        (record("bbb").replace(b"WARC/1.0", b"HTTP/1.0"), "bad_record"),
+        (b"garbage\r\n\r\n" * 1000, "bad_record"),
+        (record("b" * 200_000), "too_long"),
+        (response("<p>x", "404 Not Found"), "http_status"),
+        (response("PNG", content_type="image/png"), "not_text"),
+        (response("<html></html>"), "html_empty"),
+    ],
+)
+def test_archive_goes_on_behind_a_broken_record(tmp_path: Path, broken: bytes, reason: str) -> None:
+    file = tmp_path / "a.warc"
+    file.write_bytes(record("aaa") + broken + record("ccc") + record("ddd"))
+    assert outcomes(file, max_bytes=10_000) == ["aaa", reason, "ccc", "ddd"]
+
+
+@pytest.mark.parametrize("kind", ["request", "metadata", "revisit", "warcinfo"])
+def test_archive_passes_over_records_without_text(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "a.warc"
+    file.write_bytes(record("aaa") + record("bbb", kind) + response("<p>ccc"))
+    assert outcomes(file) == ["aaa", "ccc"]
+
+
+def test_archive_names_offset_and_address(tmp_path: Path) -> None:
+    file = tmp_path / "a.warc.wet"
+    file.write_bytes(record("aaa") + record("bbb"))
+    assert [one.origin for one in read(file)] == [
+        "a.warc.wet@0 http://x/aaa",
+        f"a.warc.wet@{len(record('aaa'))} http://x/bbb",
+    ]
+
+
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress], ids=["plain", "gz"])
+def test_archive_cut_short_keeps_what_came_before(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    whole = b"".join(pack(record(text)) for text in ("aaa", "bbb", "ccc"))
+    file = tmp_path / "a.warc"
+    file.write_bytes(whole[:-10])
+    assert outcomes(file)[:2] == ["aaa", "bbb"]
+    assert outcomes(file)[-1] == "truncated"
+    assert read(file)[-1].origin == "a.warc"
+
+
+@pytest.mark.parametrize("place", [12, 30, -6, -2])
+def test_archive_goes_on_behind_a_damaged_member(tmp_path: Path, place: int) -> None:
+    damaged = bytearray(gzip.compress(record("bbb" * 50)))
+    damaged[place] ^= 0xFF
+    file = tmp_path / "a.warc.gz"
+    file.write_bytes(
+        gzip.compress(record("aaa")) + damaged + gzip.compress(record("ccc")) + gzip.compress(record("ddd"))
+    )
+    found = outcomes(file)
+    assert found[0] == "aaa"
+    assert found[-2:] == ["ccc", "ddd"]
+    assert found.count("bad_record") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", gzip.compress(b"")])
+def test_archive_that_is_none_gives_rejects_at_most(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.warc", "a.warc.gz"):
+        (tmp_path / name).write_bytes(content)
+        assert all(one.text is None for one in read(tmp_path / name))
+
+
+def test_archives_broken_on_purpose_are_read_as_far_as_they_go() -> None:
+    if not WARC.is_dir():
+        pytest.skip(f"no test data at {WARC}")
+    found = {file.name: outcomes(file) for file in sorted(WARC.glob("*.warc*"))}
+    texts = {name: [one for one in rows if one and " " in one] for name, rows in found.items()}
+    for name in (
+        "example.warc", "example.warc.gz", "example-bad-non-chunked.warc.gz", "example-wrong-chunks.warc.gz",
+        "example-resource.warc.gz", "example-wget-bad-target-uri.warc.gz", "example-bad.warc.gz.bad",
+    ):  # fmt: skip
+        assert len(texts[name]) == 1, name
+        assert texts[name][0].startswith("Example Domain")
+    assert texts["example-iana.org-chunked.warc"][0].startswith("Internet Assigned Numbers Authority")
+    assert found["example-trunc.warc"] == ["bad_record"]
+    assert found["example-bad.warc.gz.bad"][1:] == ["http_status"]
+    assert found["example-space-in-target-uri.warc.gz"] == ["not_text"]
+    assert found["post-test.warc.gz"] == ["not_text"] * 3
+    assert found["example-digest.warc"] == []
+
+
+def test_html_file_is_one_document(tmp_path: Path) -> None:
+    file = tmp_path / "a.html.gz"
+    file.write_bytes(gzip.compress("<meta charset=koi8-r><p>Привет".encode("koi8-r")))
+    assert outcomes(file, kind="html") == ["Привет"]
+    file.write_bytes(gzip.compress(b"<p>" + b"x" * 30_000))
+    assert outcomes(file, kind="html", max_bytes=1000) == ["too_long"]
