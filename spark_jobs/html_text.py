@@ -14,6 +14,10 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spark_jobs import html_worker  # noqa: F401  a step's fingerprint follows imports, and the worker decides the text
 
 READ_BYTES = 1 << 20
 

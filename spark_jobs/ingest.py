@@ -82,9 +82,11 @@ def check_columns(labelled: DataFrame, spec: IngestSpec) -> dict[str, int]:
             "or set on_drift=report"
         )
     files = drifted.where(F.col("reason") == NEW_COLUMN).groupBy("detail").agg(F.count_distinct("source", "origin"))
-    return {
-        f"column.new.{name}": int(count) for name, count in files.orderBy("detail").limit(MAX_NEW_COLUMNS).collect()
-    }
+    counts: dict[str, int] = {}
+    for name, count in files.orderBy("detail").limit(MAX_NEW_COLUMNS).collect():
+        key = f"column.new.{re.sub(r'[^0-9A-Za-z_.-]', '_', name)[:100]}"  # of what tracking servers take as a name
+        counts[key] = counts.get(key, 0) + int(count)
+    return counts
 
 
 def name_of(source: SourceSpec) -> str:

@@ -43,6 +43,7 @@ FILE_ENDINGS = frozenset((
 IBAN = re.compile(r"[A-Z](?<!\w.)[A-Z][0-9]{2}(?: ?[0-9A-Z]){11,30}(?!\w)")
 CARD = re.compile(r"[0-9](?<![\w.+-].)(?<!\d .)(?:[ -]?[0-9]){12,18}(?![\w-])(?![. ][0-9])")
 PHONE = re.compile(r"\+(?<![\w+.].)[1-9](?:[ .\-/]?(?:\([0-9]{1,5}\)[ ]?)?[0-9]){7,14}(?![\w+]|[ .,:/-][0-9])")
+DECIMAL = re.compile(r"\+[0-9]+\.[0-9]+")
 IPV4 = re.compile(r"[0-9](?<![\w.+-].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[\w])")
 IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:]|\.[0-9])")
 VERSION_BEFORE = re.compile(
@@ -170,6 +171,8 @@ def is_luhn(digits: str) -> bool:
 
 def _phone(_: str, match: re.Match[str]) -> Span | None:
     found = match.group()
+    if DECIMAL.fullmatch(found):
+        return None
     digits = re.sub(r"\D", "", found)
     least = 9 if len(digits) + 1 < len(found) else 10
     known = digits[0] in "17" or digits[:2] in TWO_DIGIT_CODES or digits[:2] in THREE_DIGIT_ZONES

