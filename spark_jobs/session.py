@@ -3,6 +3,7 @@
 NIGHTMILL_SPARK_MASTER   default local[*]
 NIGHTMILL_SPARK_MEMORY   default 2g; heap of the driver (local) and of each executor
 NIGHTMILL_JAVA_HOME      default: see `java.find_java`
+NIGHTMILL_SPARK_PARTITIONS  default 2 on one machine, Spark's own 200 on a cluster; partitions of a shuffle
 NIGHTMILL_SPARK_CDS      archive of loaded classes, made once by `python -m spark_jobs.session --make-cds PATH`;
                          halves the start of the JVM
 NIGHTMILL_SCRATCH        folder for shuffle files, default the system's temporary folder
@@ -78,6 +79,9 @@ def _settings() -> dict[str, str]:
             "spark.default.parallelism": str(LOCAL_PARTITIONS),
             "spark.shuffle.compress": "false",
         }
+    partitions = os.environ.get("NIGHTMILL_SPARK_PARTITIONS")
+    if partitions:
+        settings |= {"spark.sql.shuffle.partitions": partitions, "spark.default.parallelism": partitions}
     return settings
 
 

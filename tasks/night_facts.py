@@ -257,6 +257,8 @@ def _examples(documents: list[Documents]) -> Iterator[Example]:
 
 
 def _texts(documents: Documents, ids: set[str]) -> dict[str, str]:
+    if not ids:
+        return {}
     table = scan(documents, "data", ["doc_id", "text"], pc.field("doc_id").isin(sorted(ids)))
     return dict(zip(table.column("doc_id").to_pylist(), table.column("text").to_pylist(), strict=True))
 

@@ -29,7 +29,7 @@ header p { margin: 4px 0 20px; color: var(--soft); }
 .tile { padding: 12px 14px; } .tile b { display: block; font-size: 23px; letter-spacing: -.3px; font-weight: 650; }
 .tile span { color: var(--soft); font-size: 13px; }
 section { padding: 18px 20px; margin-bottom: 16px; } .two { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
-.two section { margin-bottom: 16px; } @media (max-width: 800px) { .two { grid-template-columns: 1fr; gap: 0; } }
+.two > div { display: flex; flex-direction: column; } .two section:last-child { flex: 1; } @media (max-width: 800px) { .two { grid-template-columns: 1fr; gap: 0; } }
 .decision { border-left: 5px solid var(--soft); } .promoted { border-left-color: var(--good); } .failed { border-left-color: var(--bad); }
 .decision p { margin: 0; } .note { color: var(--soft); font-size: 13px; margin: 8px 0 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
