@@ -10,8 +10,10 @@ from flows.specs import NightlySpec, load_spec, preset_names
 from spark_jobs.errors import RequestError
 from tasks.workspace import Workspace, parse_night
 
+EXAMPLES = [str(path) for path in (Path(__file__).parent.parent.parent / "examples").glob("*.yaml")]
 
-@pytest.mark.parametrize("preset", preset_names())
+
+@pytest.mark.parametrize("preset", [*preset_names(), *EXAMPLES])
 def test_every_preset_is_a_valid_spec(preset: str) -> None:
     assert load_spec(preset, []).name
 

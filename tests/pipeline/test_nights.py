@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,15 @@ def test_first_night_accounts_for_every_row(pipeline: Any, first: NightReport) -
         counts = Documents.load(pipeline.workspace.at(record.outputs[step].address)).counts
         rejected = sum(n for reason, n in counts.items() if reason.startswith("reject."))
         assert counts["in"] == counts["out"] + rejected, step
+
+
+def test_champion_loads_and_speaks_without_nightmill(pipeline: Any, first: NightReport) -> None:
+    example = Path(__file__).parent.parent.parent / "examples" / "load_champion.py"
+    done = subprocess.run([sys.executable, str(example), "tiny", "The"], capture_output=True, text=True, check=True)
+    folder, text = done.stdout.split("\n", 1)
+    assert first.model is not None
+    assert first.model.address in folder
+    assert text.startswith("The")
 
 
 def test_same_night_again_is_all_cached(pipeline: Any, first: NightReport) -> None:
