@@ -5,9 +5,9 @@ Literals here are identity: change one and the step runs again. Paths of outputs
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from spark_jobs.manifests import Frozen
 
@@ -144,6 +144,12 @@ class CleanSpec(Frozen):
     repetition: RepetitionSpec | None = Field(None, description="Gopher repetition rules; {} turns them on.")
     c4: C4Spec | None = Field(None, description="C4 line and document rules; {} turns them on.")
     fineweb: FineWebSpec | None = Field(None, description="FineWeb's own rules; {} turns them on.")
+
+    @model_validator(mode="after")
+    def language_rules_have_languages(self) -> Self:
+        if (self.languages or self.min_language_score > 0) and not self.identify_language:
+            raise ValueError("languages and min_language_score need identify_language=true")
+        return self
 
 
 class DedupSpec(Frozen):
