@@ -28,7 +28,7 @@ def main() -> None:
     folder = champion_folder(pipeline)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer(tokenizer.bos_token + prompt, return_tensors="pt", add_special_tokens=False)
-    out = model.generate(**ids, max_new_tokens=40, do_sample=False, repetition_penalty=1.3)
+    out = model.generate(**ids, max_new_tokens=40, do_sample=True, top_k=40, temperature=0.8)
     print(f"{folder}\n{tokenizer.decode(out[0], skip_special_tokens=True)}")
 
 
