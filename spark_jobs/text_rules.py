@@ -11,8 +11,8 @@ Words, in the rules: a token is a maximal run of characters that are not white s
 letter, digit or mark (Gopher's "non-symbol words"). In scripts written without spaces (Han, kana, Thai, Lao, Khmer, Myanmar)
 each letter with its marks is a token and a word, and symbols beside it belong to it: 50 words are then some 30 of Chinese or
 12 of Thai, which no dictionary has to agree with. Their lengths say nothing and are left out of the mean; where they are the
-majority of a text's words, the rules on word length do not apply. Lines end at CR LF, LF or CR only; they are stripped,
-empty ones do not count.
+majority of a text's words, the rules on word length do not apply. A Hangul syllable, written of two or three letters, counts
+as two characters of a word. Lines end at CR LF, LF or CR only; they are stripped, empty ones do not count.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ TAB, LF, CR, BLANK, DELETE = 0x09, 0x0A, 0x0D, 0x20, 0x7F
 # Characters that open a bullet line, as code points: - * bullet, triangular, white, black square, white square, hyphen, circles
 BULLETS = np.array([0x2D, 0x2A, 0x2022, 0x2023, 0x25E6, 0x25AA, 0x25AB, 0x2043, 0x25CF, 0x25CB, 0x25A0], np.int64)
 HASH, FULL_STOP, ELLIPSIS = 0x23, 0x2E, 0x2026
+HANGUL_FIRST, HANGUL_LAST = 0xAC00, 0xD7A3
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
@@ -221,7 +222,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], bullets:
                         ellipsis_lines += 1
                     line_open = False
             else:
-                token_chars += 1
+                token_chars += 2 if code >= HANGUL_FIRST and code <= HANGUL_LAST else 1
                 token_flags |= flags
                 if flags & WORD:
                     if core_start < 0:

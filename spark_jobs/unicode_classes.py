@@ -24,8 +24,7 @@ UNSPACED_RANGES = (
 @cache
 def unicode_classes() -> NDArray[np.uint8]:
     """uint8[TABLE_SIZE] of flags: SPACE (white space), LETTER (category L), WORD (L, N or M: the marks of Hindi and
-    Thai are parts of words), MARK (category M), UNSPACED (script without spaces). By the Unicode
-    tables of this Python.
+    Thai are parts of words), MARK (category M), UNSPACED (script without spaces). By the Unicode tables of this Python.
     """
     table = np.zeros(TABLE_SIZE, np.uint8)
     for code in range(TABLE_SIZE):

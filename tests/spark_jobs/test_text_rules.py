@@ -131,7 +131,7 @@ def test_measures_do_not_depend_on_the_neighbours_in_a_batch(texts: list[str]) -
         ("เก้าสิบ", {"num_words": 5}),  # two marks belong to their letters
         ("ราคา ๑๒๓", {"num_words": 7, "alpha_word_ratio": 4 / 7}),
         ("ភាសាខ្មែរ မြန်မာ ພາສາລາວ", {"unspaced_word_ratio": 1, "alpha_word_ratio": 1}),
-        ("한국어 문장입니다", {"num_words": 2, "unspaced_word_ratio": 0}),
+        ("한국어 문장입니다", {"num_words": 2, "mean_word_length": 8, "unspaced_word_ratio": 0}),
         ("3月5日", {"num_words": 4, "alpha_word_ratio": 0.5}),
         ("。。。 好", {"num_words": 1, "alpha_word_ratio": 0.5}),
     ],
