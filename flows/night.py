@@ -14,6 +14,7 @@ from flows.engines import engine_for
 from flows.specs import NightlySpec
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Corpus, Documents, Frozen, TokenizerFiles
+from spark_jobs.specs import TokenizerSpec
 from tasks.engine import Engine, StepResult, engine_or_none, is_planned
 from tasks.ledger import Champion, champion_before, champion_to_beat
 from tasks.workspace import Workspace, parse_night
@@ -76,11 +77,12 @@ class Night:
             return None
         kept = TokenizerFiles.load(history.at(history.tokenizer.address))
         wanted = self.spec.tokenizer.model_dump(mode="json")
-        changed = [name for name, value in wanted.items() if kept.spec.get(name) != value]
+        made = TokenizerSpec.model_validate(kept.spec).model_dump(mode="json")  # settings that came later: as they default
+        changed = [name for name, value in wanted.items() if made[name] != value]
         if changed:
             raise RequestError(
                 f"tokenizer.{changed[0]} is {wanted[changed[0]]!r}, but the tokenizer of night {kept.night} was made with "
-                f"{kept.spec.get(changed[0])!r} and every model of {self.workspace.name} uses it: set it back, or choose "
+                f"{made[changed[0]]!r} and every model of {self.workspace.name} uses it: set it back, or choose "
                 "another `name` to start a new pipeline"
             )
         self.engine.note(

@@ -1,7 +1,8 @@
 """Best-fit packing of documents into sequences (Ding et al. 2024, arXiv:2404.10830). No Spark.
 
-Only documents longer than a sequence are cut, into pieces of one sequence and a rest. Pieces go in order of falling length,
-each into the sequence with the smallest space that takes it.
+Only documents longer than a sequence are cut: where a paragraph, line or sentence ends in the last half of the sequence, or,
+if none does, at its full length. Pieces go in order of falling length, each into the sequence with the smallest space that
+takes it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from spark_jobs.compiled import compiled
 
 Ints = NDArray[np.int64]
+Ranks = NDArray[np.uint8]
 
 
 def cut(lengths: Ints, seq_len: int) -> tuple[Ints, Ints, Ints]:
@@ -23,6 +25,48 @@ def cut(lengths: Ints, seq_len: int) -> tuple[Ints, Ints, Ints]:
     documents = np.repeat(np.arange(len(lengths)), counts)
     firsts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * seq_len
     return documents, firsts, np.minimum(lengths[documents] - firsts, seq_len)
+
+
+def cut_at_ends(lengths: Ints, ends: Ranks, seq_len: int) -> tuple[Ints, Ints, Ints]:
+    """Like `cut`, but the last token of a piece has the highest rank among the last half of a sequence; of equal ones the
+    last. Each piece but a document's last has more than seq_len // 2 tokens.
+
+    ends: uint8[sum of lengths], by token: how good it is to end a piece behind it, 0 = inside a sentence.
+    """
+    pieces = np.empty(int((2 * lengths // seq_len + 1).sum()), np.int64)
+    counts = np.empty(len(lengths), np.int64)
+    num = _cut_at_ends(lengths, ends, seq_len, pieces, counts)
+    sizes = pieces[:num].copy()
+    documents = np.repeat(np.arange(len(lengths)), counts)
+    before = np.cumsum(sizes) - sizes
+    first_piece = np.cumsum(counts) - counts
+    starts = (
+        np.zeros(len(sizes), np.int64)
+        if not len(sizes)
+        else before - np.repeat(before[first_piece[counts > 0]], counts[counts > 0])
+    )
+    return documents, starts, sizes
+
+
+@compiled
+def _cut_at_ends(lengths: Ints, ends: Ranks, seq_len: int, pieces: Ints, counts: Ints) -> int:
+    num = 0
+    begin = 0
+    for document in range(lengths.size):
+        first, stop, count = begin, begin + lengths[document], 0
+        while stop - first > seq_len:
+            best, rank = first + seq_len, 0
+            for last in range(first + seq_len - 1, first + seq_len // 2, -1):
+                if ends[last] > rank:
+                    best, rank = last + 1, ends[last]
+            pieces[num] = best - first
+            num, count, first = num + 1, count + 1, best
+        if stop > first:
+            pieces[num] = stop - first
+            num, count = num + 1, count + 1
+        counts[document] = count
+        begin = stop
+    return num
 
 
 def best_fit(lengths: Ints, seq_len: int) -> Ints:

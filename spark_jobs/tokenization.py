@@ -1,6 +1,7 @@
 """Tokenize documents and pack them into training sequences; keep some documents out for evaluation.
 
-A document becomes bos + tokens + eos. Packing (packing.py) works inside blocks of about BLOCK_TOKENS, chosen by document
+A document becomes bos + tokens + eos (encoder.py). Ids are stored as 32-bit integers: Parquet and ORC know no narrower ones
+inside, and their dictionary and bit-packing bring a small vocabulary to less than two bytes a token. Packing (packing.py) works inside blocks of about BLOCK_TOKENS, chosen by document
 id, so that a block fits one core's memory and its content follows from the documents alone. The order of sequences over
 the whole output is that of a seeded hash.
 """
@@ -8,26 +9,25 @@ the whole output is that of a seeded hash.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs import packing, tables
+from spark_jobs import encoder, packing, tables
 from spark_jobs.errors import DataError
 from spark_jobs.job import Job
 from spark_jobs.manifests import Documents, TokenizerFiles
 from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENTS, HELDOUT, SEQUENCES, Schema, ddl
 from spark_jobs.specs import TokenizeSpec
+from spark_jobs.tokenizer import sample_texts
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+Ends = tuple[packing.Ranks, NDArray[np.bool_]]
 
 BLOCK_TOKENS = 16_000_000
 TOKEN_BYTES = 4
@@ -35,6 +35,9 @@ HELDOUT_SALT = (
     "heldout"  # not the bits that order documents, or the tokenizer's sample would meet the held-out ones first
 )
 ENCODE_BYTES = 1 << 20  # of text at a time: the library's encodings take some 100 bytes a token
+
+STOPS = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
+CLOSING = "\"')]}»”’"
 
 ENCODED: Schema = {"doc_id": "string", "tokens": "array<int>"}
 PACKED: Schema = {name: kind for name, kind in SEQUENCES.items() if name != "seq_id"} | {"order_key": "bigint"}
@@ -45,7 +48,8 @@ def tokenize(job: Job, spec: TokenizeSpec) -> Outcome:
     documents, files = job.input("documents", Documents), job.input("tokenizer", TokenizerFiles)
     split = split_heldout(tables.read_data(job.spark, documents, DOCUMENTS), spec.heldout_share)
     heldout, training = split.where("is_heldout"), split.where("not is_heldout")
-    encoded = tables.stage(encode_documents(training, files), job.scratch("encoded"))
+    is_fast = encoder.agrees(f"{files.folder()}/tokenizer.json", sample_texts(documents, encoder.SAMPLE_BYTES))
+    encoded = tables.stage(encode_documents(training, files, is_fast), job.scratch("encoded"))
     totals = encoded.agg(F.count("*").alias("documents"), F.sum(F.size("tokens")).alias("tokens")).first()
     num_documents, num_tokens = int(totals["documents"]), int(totals["tokens"] or 0)
     if num_documents == 0:
@@ -53,7 +57,8 @@ def tokenize(job: Job, spec: TokenizeSpec) -> Outcome:
             f"{documents.address}: {documents.num_rows} documents and none left to train on (tokenize.heldout_share="
             f"{spec.heldout_share}); add documents or lower the share"
         )
-    packed = tables.stage(pack_documents(encoded, num_tokens, spec), job.scratch("packed"))
+    ends = token_ends(files) if spec.cut == "sentences" else None
+    packed = tables.stage(pack_documents(encoded, num_tokens, spec, ends), job.scratch("packed"))
     num_sequences = _write_sequences(job, packed, num_tokens * TOKEN_BYTES, spec)
     num_heldout = documents.num_rows - num_documents
     parts = tables.num_files(heldout.agg(F.sum(F.octet_length("text"))).first()[0] or 0)
@@ -80,30 +85,52 @@ def split_heldout(documents: DataFrame, share: float) -> DataFrame:
     return documents.withColumn("is_heldout", place < F.lit(int(share * 2**32)))
 
 
-def encode_documents(documents: DataFrame, files: TokenizerFiles) -> DataFrame:
-    """DOCUMENTS -> ENCODED: bos + tokens of the text + eos."""
+def encode_documents(documents: DataFrame, files: TokenizerFiles, is_fast: bool = False) -> DataFrame:
+    """DOCUMENTS -> ENCODED: bos + tokens of the text + eos. is_fast: see `encoder.agrees`."""
     path, bos, eos = f"{files.folder()}/tokenizer.json", files.bos_id, files.eos_id
 
     def encode_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        tokenizer = _load(path)
+        encode = encoder.encoder(path, is_fast).encode
         for batch in batches:
             for first, stop in _slices(batch.column("text")):
-                texts = batch.column("text")[first:stop].to_pylist()
-                rows = [
-                    [bos, *encoding.ids, eos] for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
-                ]
-                tokens = pa.array(rows, pa.list_(pa.int32()))
+                rows = encode(batch.column("text")[first:stop].to_pylist())
+                tokens = pa.array([[bos, *ids, eos] for ids in rows], pa.list_(pa.int32()))
                 yield pa.RecordBatch.from_arrays([batch.column("doc_id")[first:stop], tokens], names=list(ENCODED))
 
     return documents.select("doc_id", "text").mapInArrow(encode_batches, ddl(ENCODED))
 
 
-@cache
-def _load(path: str) -> Tokenizer:
-    """Once a worker process, not once a batch."""
-    from tokenizers import Tokenizer
+def token_ends(files: TokenizerFiles) -> Ends:
+    """By token id: how good it is to end a piece of a long document behind it (3 a blank line, 2 a line, 1 a sentence,
+    0 none of them), uint8; and whether the token begins with white space, without which a full stop ends nothing.
+    """
+    tokenizer = encoder.load_tokenizer(f"{files.folder()}/tokenizer.json")
+    inside = getattr(tokenizer.model, "continuing_subword_prefix", None) or ""
+    ends, opens = np.zeros(files.vocab_size, np.uint8), np.zeros(files.vocab_size, np.bool_)
+    for name, number in tokenizer.get_vocab().items():
+        text = encoder.text_of(name.removeprefix(inside) if inside else name)
+        ends[number], opens[number] = end_rank(text), text[:1].isspace()
+    opens[files.eos_id] = True
+    return ends, opens
 
-    return Tokenizer.from_file(path)
+
+def end_rank(text: str) -> int:
+    """Of a token's text, see `token_ends`."""
+    if text.rstrip(" \t\r").endswith("\n"):
+        return 3 if text.count("\n") > 1 else 2
+    return int(text.rstrip().rstrip(CLOSING).endswith(STOPS))
+
+
+def _piece_ends(tokens: NDArray[np.int32], table: Ends) -> packing.Ranks:
+    """uint8 a token, for `packing.cut_at_ends`. Two line ends in a row are a blank line."""
+    ends, opens = table
+    ranks = ends[tokens]
+    following = np.concatenate((tokens[1:], tokens[-1:]))
+    ranks[(ranks == 1) & ~opens[following]] = 0
+    lines = ranks >= 2
+    ranks[1:][lines[1:] & lines[:-1]] = 3
+    ranks[:-1][lines[1:] & lines[:-1]] = 0  # the cut belongs behind all of them
+    return ranks
 
 
 def _slices(texts: pa.Array) -> Iterator[tuple[int, int]]:
@@ -114,15 +141,15 @@ def _slices(texts: pa.Array) -> Iterator[tuple[int, int]]:
     yield from pairwise(cuts)
 
 
-def pack_documents(encoded: DataFrame, num_tokens: int, spec: TokenizeSpec) -> DataFrame:
-    """ENCODED -> PACKED, with `order_key` bigint: a seeded hash of the sequence's place in its block."""
+def pack_documents(encoded: DataFrame, num_tokens: int, spec: TokenizeSpec, ends: Ends | None = None) -> DataFrame:
+    """ENCODED -> PACKED, with `order_key` bigint: a seeded hash of the sequence's place in its block. ends: `token_ends`."""
     blocks = -(-num_tokens // BLOCK_TOKENS)
     seq_len, seed = spec.seq_len, spec.seed
 
     def pack_block(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         block = pa.Table.from_batches(batches, schema=_ENCODED_ARROW)
         if block.num_rows:
-            yield from pack_table(block, seq_len, seed)
+            yield from pack_table(block, seq_len, seed, ends)
 
     ordered = encoded.repartitionById(blocks, tables.range_of_hex("doc_id", blocks)).sortWithinPartitions("doc_id")
     return ordered.mapInArrow(pack_block, ddl(PACKED))
@@ -131,11 +158,14 @@ def pack_documents(encoded: DataFrame, num_tokens: int, spec: TokenizeSpec) -> D
 _ENCODED_ARROW = pa.schema([("doc_id", pa.string()), ("tokens", pa.list_(pa.int32()))])
 
 
-def pack_table(block: pa.Table, seq_len: int, seed: int) -> Iterator[pa.RecordBatch]:
+def pack_table(block: pa.Table, seq_len: int, seed: int, ends: Ends | None = None) -> Iterator[pa.RecordBatch]:
     """One block, sorted by doc_id, as packed sequences. Order of documents in a sequence: that of the pieces."""
     column = block.column("tokens").combine_chunks()
     tokens, starts = column.flatten().to_numpy(), np.concatenate(([0], np.cumsum(column.value_lengths().to_numpy())))
-    documents, firsts, lengths = packing.cut(np.diff(starts), seq_len)
+    if ends is None:
+        documents, firsts, lengths = packing.cut(np.diff(starts), seq_len)
+    else:
+        documents, firsts, lengths = packing.cut_at_ends(np.diff(starts), _piece_ends(tokens, ends), seq_len)
     sequence = packing.best_fit(lengths, seq_len)
     order = np.argsort(sequence, kind="stable")
     borders = np.searchsorted(sequence[order], np.arange(sequence.max() + 2))

@@ -1,4 +1,4 @@
-"""Make the tokenizer: train byte-level BPE on the documents, or import a folder that holds a tokenizer.json.
+"""Make the tokenizer: train byte-level BPE, Unigram or WordPiece on the documents, or import a folder that holds a tokenizer.json.
 
 Training reads documents in the order of their ids, which are hashes, so a bounded sample is a random one and always the
 same. Files: tokenizer.json and tokenizer_config.json, which `transformers.AutoTokenizer` loads.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import orc, parquet
@@ -18,13 +18,15 @@ from spark_jobs.errors import DataError, RequestError
 from spark_jobs.job import Job
 from spark_jobs.manifests import Documents
 from spark_jobs.requests import Outcome
-from spark_jobs.specs import TokenizerSpec
+from spark_jobs.specs import TokenizerModel, TokenizerSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 BATCH_ROWS = 512
+INSIDE = "▁"  # before a piece of WordPiece that continues a word
+MAX_WORD = 64  # bytes; the search for pieces grows with its square
 NO_LIMIT = 10**30  # what transformers writes for a tokenizer without a longest input
 
 # Names under which imported tokenizers keep the three tokens we need; the first that is there is taken.
@@ -43,7 +45,7 @@ def make_tokenizer(job: Job, spec: TokenizerSpec) -> Outcome:
         documents = job.input("documents", Documents)
         if documents.num_rows == 0:
             raise DataError(f"{documents.address}: no document to train a tokenizer on; look at the rejects before it")
-        tokenizer = train_tokenizer(sample_texts(documents, spec.max_train_bytes), spec.vocab_size)
+        tokenizer = train_tokenizer(sample_texts(documents, spec.max_train_bytes), spec.vocab_size, spec.model)
     names = {
         role: next(name for name in known if tokenizer.token_to_id(name) is not None) for role, known in KNOWN.items()
     }
@@ -64,20 +66,51 @@ def make_tokenizer(job: Job, spec: TokenizerSpec) -> Outcome:
     return Outcome(num_rows=vocab_size, format="tokenizer", fields={"vocab_size": vocab_size} | ids)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (GPT-2's pre-tokenizer, no prefix space): every text can be encoded and comes back unchanged."""
+def train_tokenizer(texts: Iterator[str], vocab_size: int, model: TokenizerModel = "bpe") -> Tokenizer:
+    """Byte-level (GPT-2's pre-tokenizer, no prefix space): every text can be encoded and comes back unchanged."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE())
+    if model == "wordpiece":
+        return _train_wordpiece(texts, vocab_size)
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "special_tokens": [BOS, EOS, PAD],
+        "initial_alphabet": sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "show_progress": False,
+    }
+    tokenizer = Tokenizer(models.BPE() if model == "bpe" else models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(**common) if model == "bpe" else trainers.UnigramTrainer(**common)
+    )
+    return tokenizer
+
+
+def _train_wordpiece(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    """WordPiece over bytes. Continuations are marked by a character that no byte is written as, every byte has both forms,
+    and words are bounded, so that nothing is ever unknown and decoding is exact.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    settings: dict[str, Any] = {"unk_token": PAD, "continuing_subword_prefix": INSIDE, "max_input_chars_per_word": MAX_WORD}
+    tokenizer = Tokenizer(models.WordPiece(**settings))
+    words = pre_tokenizers.Split(Regex(f".{{{MAX_WORD}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), words])
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size - len(alphabet), 2 * len(alphabet) + 3),
         special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet,
+        continuing_subword_prefix=INSIDE,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    vocabulary = tokenizer.get_vocab()
+    for character in alphabet:
+        vocabulary.setdefault(INSIDE + character, len(vocabulary))
+    tokenizer.model = models.WordPiece(vocab=vocabulary, **settings)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(INSIDE, ""), decoders.ByteLevel()])
     return tokenizer
 
 

@@ -114,7 +114,7 @@ def tokenize_documents(
         Step(
             name="tokenize", handle=TokenShards, entry="spark_jobs.tokenization", spec=spec, night=engine.night,
             inputs={"documents": documents, "tokenizer": tokenizer, "check": check},
-            libraries=(*SPARK, "tokenizers"), app="spark",
+            libraries=(*SPARK, "tokenizers", "kitoken"), app="spark",
         )
     )  # fmt: skip
 
