@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("preset", nargs="?", default="demo", help="preset or YAML file that names the pipeline")
     page.add_argument("--night", default="", metavar="DATE", help="default: the newest night there is")
     page.set_defaults(command=_lazy("flows.report_command", "report_night"))
+    candidates = reports.add_parser("thresholds", help="what each candidate threshold of each rule would remove")
+    _add_night_arguments(candidates)
+    candidates.set_defaults(command=_lazy("flows.thresholds_command", "report_thresholds"))
 
     doctor = commands.add_parser("doctor", help="check Python, Java, memory, disk, ports, versions")
     doctor.add_argument("--json", action="store_true", help="print one JSON line")

@@ -9,6 +9,7 @@ from flows.specs import NightlySpec
 from tasks.data_steps import (
     check_dataset,
     clean_documents,
+    decontaminate_documents,
     dedup_documents,
     ingest_documents,
     list_forgotten,
@@ -20,7 +21,7 @@ from tasks.data_steps import (
 
 @flow(name="prepare-corpus")
 def prepare_corpus(spec: NightlySpec, night: str = "") -> FlowReport:
-    """Read what is new, clean it, remove copies, check, tokenize, check, and add it to the corpus.
+    """Read what is new, clean it, remove copies and evaluation items, check, tokenize, check, and add it to the corpus.
 
     Args:
         spec: What to do; one section a step.
@@ -33,9 +34,10 @@ def prepare_corpus(spec: NightlySpec, night: str = "") -> FlowReport:
             return tonight.report()
         cleaned = clean_documents(raw, spec.clean)
         unique = dedup_documents(cleaned, spec.dedup, history, list_forgotten(history))
-        documents_check = check_dataset(unique, spec.check)
-        tokenizer = tonight.kept_tokenizer(history) or make_tokenizer(unique, documents_check, spec.tokenizer)
-        tokens = tokenize_documents(unique, tokenizer, documents_check, spec.tokenize)
+        documents = decontaminate_documents(unique, spec.decontaminate)
+        documents_check = check_dataset(documents, spec.check)
+        tokenizer = tonight.kept_tokenizer(history) or make_tokenizer(documents, documents_check, spec.tokenizer)
+        tokens = tokenize_documents(documents, tokenizer, documents_check, spec.tokenize)
         tokens_check = check_dataset(tokens, spec.check)
         snapshot_corpus(raw, unique, tokens, tokenizer, tokens_check, history, spec.snapshot)
         return tonight.report()

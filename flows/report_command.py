@@ -13,10 +13,15 @@ from tasks.workspace import Workspace, parse_night
 def report_night(arguments: argparse.Namespace) -> int:
     """Print the path of the page. Raises: RequestError if the night has no record."""
     workspace = Workspace.of(load_spec(arguments.preset, []).name)
+    print(write_page(workspace, chosen_night(workspace, arguments.night)))  # noqa: T201
+    return 0
+
+
+def chosen_night(workspace: Workspace, asked: str) -> str:
+    """The night asked for, or the newest. Raises: RequestError if it has no record."""
     nights = sorted(path.stem for path in (workspace.root / "nights").glob("*.json"))
-    night = parse_night(arguments.night) if arguments.night else next(reversed(nights), "")
+    night = parse_night(asked) if asked else next(reversed(nights), "")
     if night not in nights:
         known = f"it has {', '.join(nights[-5:])}" if nights else "it has none yet"
         raise RequestError(f"night {night or 'newest'} of {workspace.name}: no record in {workspace.root}; {known}")
-    print(write_page(workspace, night))  # noqa: T201
-    return 0
+    return night

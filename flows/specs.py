@@ -11,7 +11,16 @@ from pydantic import BaseModel, Field, ValidationError
 
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Frozen
-from spark_jobs.specs import CheckSpec, CleanSpec, DedupSpec, IngestSpec, SnapshotSpec, TokenizerSpec, TokenizeSpec
+from spark_jobs.specs import (
+    CheckSpec,
+    CleanSpec,
+    DecontaminateSpec,
+    DedupSpec,
+    IngestSpec,
+    SnapshotSpec,
+    TokenizerSpec,
+    TokenizeSpec,
+)
 from tasks.specs import ReleaseSpec
 from training.specs import CompressSpec, EvaluateSpec, GateSpec, TrainSpec
 
@@ -29,6 +38,7 @@ class NightlySpec(Frozen):
     ingest: IngestSpec = IngestSpec()
     clean: CleanSpec = CleanSpec()
     dedup: DedupSpec = DedupSpec()
+    decontaminate: DecontaminateSpec = DecontaminateSpec()
     check: CheckSpec = CheckSpec()
     tokenizer: TokenizerSpec = TokenizerSpec()
     tokenize: TokenizeSpec = TokenizeSpec()

@@ -17,7 +17,7 @@ import xxhash
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
-from spark_jobs import minhash, tables
+from spark_jobs import minhash, passages, tables
 from spark_jobs.errors import DataError
 from spark_jobs.history import History, write_index
 from spark_jobs.job import Job
@@ -51,6 +51,9 @@ def dedup(job: Job, spec: DedupSpec) -> Outcome:
     exact = tables.stage(label_exact(sign_documents(texts, spec, history)), job.scratch("exact"))
     near = near_copies(job, exact.where("reason is null"), history, spec)
     labelled = label_all(exact, near, spec)
+    before = Totals(labelled) if spec.passages else None
+    if spec.passages:
+        labelled = passages.cut_repeated(job, labelled, spec.passage_words)
     totals = Totals(labelled)
     totals.require_sources(documents, spec)
     outcome = tables.split_documents(job, labelled, totals.counts, totals.kept_bytes, documents.format, RULE_VERSION)
@@ -59,6 +62,8 @@ def dedup(job: Job, spec: DedupSpec) -> Outcome:
     parts = tables.num_files(totals.kept_bytes)
     own = write_index(job, kept, history, spec, totals.kept_keys, _part_rows(kept, parts, outcome.num_rows))
     index = {"index.bytes_read": totals.lines * LINE_BYTES, "index.rows_written": own.num_rows}
+    if before is not None:
+        index["passages.cut_bytes"] = before.kept_bytes - totals.kept_bytes
     return outcome.model_copy(update={"counts": outcome.counts | index})
 
 
@@ -204,7 +209,7 @@ class Totals:
 
 def write_clusters(job: Job, labelled: DataFrame, outcome: Outcome) -> None:
     """CLUSTERS: how many copies each document that stays has had removed tonight."""
-    removed = labelled.where("reason is not null").withColumn(
+    removed = labelled.where("keeper is not null").withColumn(
         "is_near", F.col("reason").startswith("near").cast("bigint")
     )
     clusters = removed.groupBy(F.col("keeper").alias("doc_id"), F.col("keeper_night").alias("night")).agg(

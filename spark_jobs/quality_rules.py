@@ -92,7 +92,8 @@ def asked(rule: Rule, measured: Measured, languages: NDArray[np.object_]) -> NDA
         is_spaced: NDArray[np.bool_] = measured["unspaced_word_ratio"] <= 0.5
         return is_spaced
     if rule.only == "english":
-        return (languages == "en") | (languages == "")
+        is_english: NDArray[np.bool_] = (languages == "en") | (languages == "")
+        return is_english
     return np.ones(len(languages), bool)
 
 

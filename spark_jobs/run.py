@@ -31,12 +31,14 @@ JobFunction = Callable[[Job, Any], Outcome]
 
 def jobs() -> dict[str, tuple[type[Frozen], JobFunction]]:
     """Job name -> (spec type, function)."""
-    from spark_jobs import clean, dedup, expectations, ingest, tokenization, tokenizer
+    from spark_jobs import clean, decontaminate, dedup, expectations, ingest, thresholds, tokenization, tokenizer
 
     return {
         "ingest": (specs.IngestSpec, ingest.ingest),
         "clean": (specs.CleanSpec, clean.clean),
         "dedup": (specs.DedupSpec, dedup.dedup),
+        "thresholds": (specs.CleanSpec, thresholds.thresholds),
+        "decontaminate": (specs.DecontaminateJobSpec, decontaminate.decontaminate),
         "check-documents": (specs.CheckSpec, expectations.check_documents),
         "tokenizer": (specs.TokenizerSpec, tokenizer.make_tokenizer),
         "tokenize": (specs.TokenizeSpec, tokenization.tokenize),

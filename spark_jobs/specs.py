@@ -165,9 +165,45 @@ class DedupSpec(Frozen):
         description="A candidate is removed only if its shingles' Jaccard with a kept document reaches this.",
     )
     seed: int = Field(1, ge=0, description="Of the hash family. FineWeb: 1.")
+    passages: bool = Field(False, description="Cut passages of `passage_words` words out that an earlier document has.")
+    passage_words: int = Field(50, ge=10, le=1000, description="Words of a passage. Lee et al.: 50 tokens.")
     max_source_removal: float = Field(
         0.9, gt=0, le=1, description="Stop if more than this share of a source of 20 documents or more are near copies."
     )
+
+
+class EvaluationSet(Frozen):
+    """Items that must not be trained on."""
+
+    name: str = Field(min_length=1, max_length=64, description="Named in rejects.")
+    path: str = Field(
+        min_length=1, description="A .jsonl or .txt file, or a folder of them. An item is a line, or a text file."
+    )
+    fields: tuple[str, ...] = Field((), description="JSON keys that hold the item's texts. Empty: all strings.")
+
+
+class DecontaminateSpec(Frozen):
+    """Exact n-grams of evaluation items, as in GPT-3 (Brown et al. 2020, appendix C: 13-grams)."""
+
+    sets: tuple[EvaluationSet, ...] = Field((), description="Empty: the step is left out.")
+    ngram: int = Field(13, ge=5, le=50, description="Words of a feature. GPT-3: 13.")
+    min_item_words: int = Field(
+        4, ge=2, description="An item shorter than `ngram` is looked for whole if it has these."
+    )
+    min_item_share: float = Field(0.5, ge=0, le=1, description="Share of an item's features that makes a document go.")
+    max_items: int = Field(10, ge=1, description="A feature of more items is a template and is ignored.")
+    max_document_share: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="A feature in a larger share of tonight's documents (and in more than 10) is ignored.",
+    )
+
+
+class DecontaminateJobSpec(DecontaminateSpec):
+    """`DecontaminateSpec` with the digest of each set's files, so that a changed set is another request."""
+
+    digests: dict[str, str] = Field(default_factory=dict)
 
 
 class CheckSpec(Frozen):

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from spark_jobs.errors import QualityError
+from spark_jobs.evaluation_sets import digest_of
 from spark_jobs.manifests import (
     CheckReport,
     Column,
@@ -22,6 +23,8 @@ from spark_jobs.requests import Outcome
 from spark_jobs.specs import (
     CheckSpec,
     CleanSpec,
+    DecontaminateJobSpec,
+    DecontaminateSpec,
     DedupSpec,
     ForgetRule,
     ForgottenSpec,
@@ -72,6 +75,20 @@ def dedup_documents(
         Step(
             name="dedup", handle=Documents, entry="spark_jobs.dedup", spec=spec, night=engine.night,
             inputs=inputs, libraries=SPARK, app="spark",
+        )
+    )  # fmt: skip
+
+
+def decontaminate_documents(unique: Documents, spec: DecontaminateSpec) -> Documents:
+    """Documents -> those that hold no item of an evaluation set; without such sets the same documents, and no step."""
+    if not spec.sets:
+        return unique
+    engine = current_engine()
+    asked = DecontaminateJobSpec(**spec.model_dump(), digests={chosen.name: digest_of(chosen) for chosen in spec.sets})
+    return engine.run(
+        Step(
+            name="decontaminate", handle=Documents, entry="spark_jobs.decontaminate", spec=asked, night=engine.night,
+            inputs={"documents": unique}, libraries=SPARK, app="spark",
         )
     )  # fmt: skip
 
