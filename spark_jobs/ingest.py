@@ -25,6 +25,7 @@ from spark_jobs.records import NEW_COLUMN, Record
 from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENTS, SEEN, Schema, ddl
 from spark_jobs.specs import IngestSpec, SourceSpec
+from spark_jobs.text_encoding import known
 
 RULE_VERSION = "ingest-2"
 SPLIT_BYTES = 64 << 20  # uncompressed files of lines are cut into pieces of about this size
@@ -110,6 +111,10 @@ def _list_files(source: SourceSpec) -> list[str]:
     where = f"source {name_of(source)!r}: path {source.path!r}"
     if not source.path:
         raise RequestError(f"source {name_of(source)!r}: path is empty; set it to a file or folder of {source.kind}")
+    if source.encoding and not known(source.encoding):
+        raise RequestError(
+            f"source {name_of(source)!r}: encoding {source.encoding!r} is unknown; wanted one like utf-8"
+        )
     if root.is_file():
         return [""]
     if not root.is_dir():

@@ -79,11 +79,14 @@ class _Feed:
 
 
 def _header(file: Path, encoding: str, delimiter: str) -> tuple[list[str], int]:
-    """(names, byte at which the rows begin)."""
+    """(names, byte at which the rows begin). Raises: Refused."""
     start = head(file, BLOCK_BYTES)
     line, end, _ = start.partition(b"\n")
     text = line.removeprefix(codecs.BOM_UTF8).decode(encoding, "replace")
-    names = next(csv.reader([text], delimiter=delimiter), [])
+    try:
+        names = next(csv.reader([text], delimiter=delimiter), [])
+    except csv.Error as err:
+        raise Refused("bad_csv", f"the header line: {err}") from err
     if not names:
         raise Refused("no_column", "the file has no header line")
     return [name.strip() for name in names], len(line) + len(end)

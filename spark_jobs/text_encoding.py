@@ -32,6 +32,11 @@ WIDER = {
     "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs",
 }  # fmt: skip
 
+# Codecs of names and of source text.
+NO_FILES = frozenset(("idna", "punycode", "undefined", "unicode_escape", "unicode-escape", "raw_unicode_escape",
+    "raw-unicode-escape", "utf-7", "mbcs", "oem",
+))  # fmt: skip
+
 
 class Undecodable(ValueError):
     """Neither text in a known encoding nor nearly so."""
@@ -73,7 +78,7 @@ def known(label: str) -> str:
         found = codecs.lookup(label.strip()) if label.strip() else None
     except (LookupError, ValueError):
         return ""
-    if found is None or not found._is_text_encoding:
+    if found is None or not found._is_text_encoding or found.name in NO_FILES:
         return ""
     return WIDER.get(found.name, found.name)
 

@@ -148,11 +148,11 @@ class _Window:
 def blocks(file: Path) -> Iterator[bytes | None]:
     """Decompressed blocks; None where a gzip member is damaged. The file tells by its bytes whether it is compressed."""
     with file.open("rb") as stream:
-        is_gzip = stream.read(3) == MAGIC
-    if is_gzip:
+        start = stream.read(len(MAGIC))
+    if start == MAGIC or (start and file.suffix == ".gz"):
         yield from _members(file)
     elif file.suffix == ".gz":
-        raise EOFError("no gzip file") if file.stat().st_size == 0 else zlib.error("not a gzip file")
+        raise EOFError("the archive is empty")
     else:
         yield from decompressed(file)
 

@@ -73,6 +73,12 @@ def test_ingest_of_a_wrong_path_names_it(tmp_path: Path, kind: str, path: str, w
         list_units(IngestSpec(sources=(source,)), 0)
 
 
+def test_ingest_refuses_an_encoding_nobody_knows(tmp_path: Path) -> None:
+    source = SourceSpec(kind="text", path=str(tmp_path), encoding="klingon")
+    with pytest.raises(RequestError, match="encoding 'klingon' is unknown"):
+        list_units(IngestSpec(sources=(source,)), 0)
+
+
 def test_ingest_takes_the_same_bytes_from_any_layout_of_partitions(
     make_workspace: Callable[[str], Workspace], tmp_path: Path
 ) -> None:
