@@ -12,6 +12,7 @@ from rich.console import Console
 from flows.specs import load_spec
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Corpus
+from spark_jobs.snapshot import split_origin
 from tasks.lineage import DocumentTrail, Lineage, ModelUse, Visit, rows_of
 from tasks.workspace import Workspace
 from training.manifests import Checkpoint, ModelFolder
@@ -61,8 +62,8 @@ def _document_lines(trail: DocumentTrail) -> Lines:
 
 
 def _place(origin: str) -> str:
-    file, at, place = origin.rpartition("@")
-    return f"{file}, from byte or row {place}" if at else origin
+    file, place, address = split_origin(origin)
+    return file + (f", from byte or row {place}" if place else "") + (f", {address}" if address else "")
 
 
 def _visit(visit: Visit) -> str:

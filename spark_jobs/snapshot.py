@@ -5,6 +5,7 @@ Reads manifests and columns of published tables with pyarrow, a batch at a time;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +24,7 @@ SEQUENCE_FACTS = pa.schema(
 )
 DOC_ID = pa.schema([("doc_id", pa.string())])
 BATCH_ROWS = 16_384
+ORIGIN = re.compile(r"(?P<file>.*?)@(?P<place>\d+)(?: (?P<address>\S.*))?")
 
 
 def forgotten_ids(nights: Iterable[Documents], rules: Sequence[ForgetRule]) -> pa.Array:
@@ -41,8 +43,15 @@ def forgotten_ids(nights: Iterable[Documents], rules: Sequence[ForgetRule]) -> p
 
 
 def is_origin(origin: str, glob: str) -> bool:
-    """Whether a glob names an origin `file@place`, with or without its place. `*` also crosses folders."""
-    return fnmatchcase(origin, glob) or fnmatchcase(origin.rpartition("@")[0], glob)
+    """Whether a glob names an origin: all of it, its file, or the address of its page. `*` also crosses folders."""
+    file, _, address = split_origin(origin)
+    return any(fnmatchcase(name, glob) for name in (origin, file, address) if name)
+
+
+def split_origin(origin: str) -> tuple[str, str, str]:
+    """(file, place in it, address of the page) of `a.warc.gz@1024 https://example.com/`; what there is none of is empty."""
+    found = ORIGIN.fullmatch(origin)
+    return (found["file"], found["place"], found["address"] or "") if found else (origin, "", "")
 
 
 def sequence_facts(

@@ -331,7 +331,9 @@ def test_snapshot_without_rules_or_weights_has_no_extra_file_and_field(world: Wo
 @pytest.mark.parametrize(
     ("origin", "glob", "matches"),
     [("a/b.jsonl@7", "a/*", True), ("a/b.jsonl@7", "a/b.jsonl", True), ("a/b.jsonl@7", "b.jsonl", False),
-     ("a/b.jsonl@7", "*@7", True), ("https://x.org/p", "https://x.org/*", True)],
+     ("a/b.jsonl@7", "*@7", True), ("https://x.org/p", "https://x.org/*", True),
+     ("a.warc.gz@7 https://x.org/@me", "https://x.org/*", True), ("a.warc.gz@7 https://x.org/@me", "a.warc.gz", True),
+     ("a.warc.gz@7 https://x.org/@me", "https://y.org/*", False), ("d@1.jsonl@7", "d@1.jsonl", True)],
 )  # fmt: skip
 def test_origin_globs(origin: str, glob: str, matches: bool) -> None:
     assert is_origin(origin, glob) is matches
