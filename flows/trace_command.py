@@ -48,9 +48,13 @@ def trace_document(lineage: Lineage, name: str) -> tuple[dict[str, Any], Lines]:
 
 
 def _document_lines(trail: DocumentTrail) -> Lines:
-    first = trail.visits[0]
-    lines = [f"  from      {first.source}: {_place(first.origin)}"]
-    lines += [f"  {visit.step:<9} {_visit(visit)}" for visit in trail.visits]
+    first = trail.visits[0].step
+    places = {visit.origin: visit.source for visit in trail.visits if visit.step == first}
+    lines = [f"  from      {source}: {_place(origin)}" for origin, source in sorted(places.items())]
+    lines += [
+        f"  {visit.step:<9} {_visit(visit)}" + (f", the one from {visit.origin}" if len(places) > 1 else "")
+        for visit in trail.visits
+    ]
     if trail.is_heldout:
         lines.append("  held out  for evaluation, never trained on")
     lines += [f"  tokens    [{p.first}, {p.stop}) of sequence {p.night}/{p.seq_id}" for p in trail.pieces]
