@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -24,7 +25,7 @@ RULE_VERSION = "quality-3"
 COMPUTED = ("text", "language", "language_score")
 LABELLED: Schema = DOCUMENTS | {
     "num_bytes": "bigint", "reason": "string", "value": "double", "threshold": "double", "detail": "string",
-} | {f"masked_{kind}": "bigint" for kind in pii.KINDS}  # fmt: skip
+} | {f"masked_{kind}": "bigint" for kind in pii.KINDS} | {"mended_nul": "bigint", "mended_mojibake": "bigint"}  # fmt: skip
 
 
 def clean(job: Job, spec: CleanSpec) -> Outcome:
@@ -33,15 +34,15 @@ def clean(job: Job, spec: CleanSpec) -> Outcome:
         label_documents(tables.read_data(job.spark, documents, DOCUMENTS), spec), job.scratch("labelled")
     )
     outcome = tables.write_documents(job, labelled, documents.format, RULE_VERSION)
-    return outcome.model_copy(update={"counts": outcome.counts | masked_counts(labelled, spec)})
+    return outcome.model_copy(update={"counts": outcome.counts | tallies(labelled, spec)})
 
 
-def masked_counts(labelled: DataFrame, spec: CleanSpec) -> dict[str, int]:
-    """`masked.<kind>`: replacements in the documents that stay."""
-    if not spec.mask_pii:
-        return {}
-    row = labelled.where("reason is null").agg(*(F.sum(f"masked_{kind}").alias(kind) for kind in spec.mask_pii)).first()
-    return {f"masked.{kind}": int(row[kind] or 0) for kind in sorted(spec.mask_pii)}
+def tallies(labelled: DataFrame, spec: CleanSpec) -> dict[str, int]:
+    """Of the documents that stay: `masked.<kind>` replacements, `mended.nul` and `mended.mojibake` documents."""
+    columns = [f"masked_{kind}" for kind in sorted(spec.mask_pii)] + ["mended_nul"]
+    columns += ["mended_mojibake"] if spec.fix_mojibake else []
+    row = labelled.where("reason is null").agg(*(F.sum(name).alias(name) for name in columns)).first()
+    return {name.replace("_", ".", 1): int(row[name] or 0) for name in columns}
 
 
 def label_documents(documents: DataFrame, spec: CleanSpec) -> DataFrame:
@@ -49,7 +50,7 @@ def label_documents(documents: DataFrame, spec: CleanSpec) -> DataFrame:
 
     In:  DOCUMENTS
     Out: LABELLED: DOCUMENTS, num_bytes bigint of the text, reason string (null for a document that stays), value double,
-         threshold double, detail string, masked_<kind> bigint
+         threshold double, detail string, masked_<kind>, mended_nul, mended_mojibake bigint
     """
 
     def label_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -60,8 +61,9 @@ def label_documents(documents: DataFrame, spec: CleanSpec) -> DataFrame:
 
 
 def label_batch(batch: pa.RecordBatch, spec: CleanSpec) -> pa.RecordBatch:
-    texts = batch.column("text")
-    texts = text_rules.normalise(mojibake.repair(texts) if spec.fix_mojibake else texts)
+    raw = batch.column("text")
+    repaired = mojibake.repair(raw) if spec.fix_mojibake else raw
+    texts = text_rules.normalise(repaired)
     texts, masked = pii.mask(quality_rules.strip_lines(texts, spec), spec.mask_pii)
     codes, scores = language.identify(texts) if spec.identify_language else ([""] * len(texts), np.zeros(len(texts)))
     names = np.array(codes, object)
@@ -72,11 +74,13 @@ def label_batch(batch: pa.RecordBatch, spec: CleanSpec) -> pa.RecordBatch:
         "text": texts,
         "language": pa.array(codes, pa.string()),
         "language_score": pa.array(scores, pa.float64()),
-        "num_bytes": pa.compute.binary_length(texts).cast(pa.int64()),
+        "num_bytes": pc.binary_length(texts).cast(pa.int64()),
         "reason": pa.array(reason, pa.string()),
         "value": pa.array(value, pa.float64(), mask=np.isnan(value)),
         "threshold": pa.array(threshold, pa.float64(), mask=np.isnan(threshold)),
         "detail": pa.array(np.where(reason == "language", names, ""), pa.string()),
+        "mended_nul": pc.match_substring(raw, "\0").cast(pa.int64()),
+        "mended_mojibake": pc.not_equal(repaired, raw).cast(pa.int64()),
         **{f"masked_{kind}": pa.array(masked.get(kind, nothing), pa.int64()) for kind in pii.KINDS},
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in LABELLED], names=list(LABELLED))

@@ -17,7 +17,6 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark_jobs import python_environment, readers, tables
-from spark_jobs.byte_streams import line_start
 from spark_jobs.errors import DataError, RequestError
 from spark_jobs.job import Job
 from spark_jobs.manifests import Corpus, Documents
@@ -28,7 +27,7 @@ from spark_jobs.specs import IngestSpec, SourceSpec
 from spark_jobs.text_encoding import known
 
 RULE_VERSION = "ingest-2"
-SPLIT_BYTES = 64 << 20  # uncompressed files of lines are cut into pieces of about this size
+SPLIT_BYTES = 64 << 20  # uncompressed files of lines, and Parquet files, are cut into pieces of about this size
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 2048
 READ_BYTES = 1 << 20
@@ -36,7 +35,7 @@ REFUSED_SCHEMAS = ("no_column", "retyped_column")
 MAX_NEW_COLUMNS = 1000  # counted of one night
 
 LISTED: Schema = {"source_index": "int", "path": "string"}
-PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint"}  # bytes [first, stop) of a file of lines
+PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint"}  # see readers.Unit
 HASHED: Schema = LISTED | {"source": "string", "size_bytes": "bigint", "digest": "string"}
 LABELLED: Schema = DOCUMENTS | {
     "num_bytes": "bigint", "reason": "string", "value": "double", "threshold": "double", "detail": "string",
@@ -198,21 +197,15 @@ def read_units(units: DataFrame, spec: IngestSpec) -> DataFrame:
                 yield from _read_piece(spec, **piece)
 
     pieces = units.mapInArrow(cut_batches, ddl(PIECES))
-    if any(source.kind in ("jsonl", "lines", "csv") for source in spec.sources):
+    if any(source.kind in ("jsonl", "lines", "csv", "parquet") for source in spec.sources):
         pieces = pieces.repartition(2 * units.sparkSession.sparkContext.defaultParallelism)
     return pieces.mapInArrow(read_batches, ddl(LABELLED))
 
 
 def _pieces(spec: IngestSpec, source_index: int, path: str, size: int) -> Iterator[dict[str, object]]:
     source = spec.sources[source_index]
-    base = {"source_index": source_index, "path": path}
-    file = readers.file_of(source, path)
-    if size <= SPLIT_BYTES or not readers.is_split(source, file):
-        yield base | {"first": 0, "stop": 1 << 62}
-        return
-    starts = sorted({line_start(file, near) for near in range(0, size, SPLIT_BYTES)} - {size})
-    for first, stop in zip(starts, [*starts[1:], 1 << 62], strict=True):
-        yield base | {"first": first, "stop": stop}
+    for first, stop in readers.pieces(source, readers.file_of(source, path), size, SPLIT_BYTES):
+        yield {"source_index": source_index, "path": path, "first": first, "stop": stop}
 
 
 def _read_piece(spec: IngestSpec, source_index: int, path: str, first: int, stop: int) -> Iterator[pa.RecordBatch]:

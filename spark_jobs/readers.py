@@ -15,11 +15,11 @@ import pyarrow as pa
 import zstandard
 
 from spark_jobs import python_environment
-from spark_jobs.byte_streams import COMPRESSED
+from spark_jobs.byte_streams import COMPRESSED, line_start
 from spark_jobs.read_csv import csv_rows
 from spark_jobs.read_lines import json_lines, text_lines
 from spark_jobs.read_pages import archive_records, html_file, text_file
-from spark_jobs.read_tables import table_rows
+from spark_jobs.read_tables import row_group_ranges, table_rows
 from spark_jobs.records import Record, Refused
 from spark_jobs.specs import SourceSpec
 
@@ -34,10 +34,13 @@ SUFFIXES = {
     "orc": (".orc",),
 }
 TABLES = ("parquet", "orc")  # with their own compression
+END = 1 << 62
 
 
 class Unit(NamedTuple):
-    """`path` relative to the source's path; bytes [first, stop) of an uncompressed file of lines, else the whole file."""
+    """`path` relative to the source's path; bytes [first, stop) of an uncompressed file of lines, row groups [first, stop)
+    of a Parquet file, else the whole file.
+    """
 
     path: str
     first: int
@@ -61,10 +64,15 @@ def suffix_of(name: str, kind: str) -> str:
     return path.suffix.lower()
 
 
-def is_split(source: SourceSpec, file: Path) -> bool:
-    """Whether pieces of the file, cut at starts of lines, can be read apart."""
+def pieces(source: SourceSpec, file: Path, size: int, piece_bytes: int) -> list[tuple[int, int]]:
+    """(first, stop) of the units that a file of `size` bytes is read in: cut at starts of lines, or between row groups."""
+    if size > piece_bytes and source.kind == "parquet":
+        return row_group_ranges(file, piece_bytes)
     by_lines = source.kind in ("jsonl", "lines") or (source.kind == "csv" and not source.quoted_newlines)
-    return by_lines and file.suffix not in COMPRESSED
+    if size <= piece_bytes or not by_lines or file.suffix in COMPRESSED:
+        return [(0, END)]
+    starts = sorted({line_start(file, near) for near in range(0, size, piece_bytes)} - {size})
+    return list(zip(starts, [*starts[1:], END], strict=True))
 
 
 def read_unit(source: SourceSpec, unit: Unit, max_bytes: int) -> Iterator[Record]:
@@ -99,7 +107,7 @@ def _raw_records(source: SourceSpec, unit: Unit, origin: str, max_bytes: int) ->
     elif source.kind == "warc":
         yield from archive_records(origin, file, source, max_bytes)
     else:
-        yield from table_rows(origin, file, source)
+        yield from table_rows(origin, file, unit.first, unit.stop, source)
 
 
 def _checked(record: Record, max_bytes: int) -> Record:

@@ -27,7 +27,7 @@ def test_pages_of_an_archive_come_out_clean_masked_and_with_their_language(
 ) -> None:
     (tmp_path / "in").mkdir()
     pages = {
-        "http://x/en": f"{ENGLISH} Write to jo@example.org or call +49 30 901820.",
+        "http://x/en": f"{ENGLISH} CafÃ© â€“ write to jo@example.org or call +49 30 901820.",
         "http://x/de": GERMAN,
         "http://x/zh": CHINESE,
         "http://x/short": "Four words for jo@example.org.",
@@ -40,16 +40,17 @@ def test_pages_of_an_archive_come_out_clean_masked_and_with_their_language(
         "in": 5, "out": 4, "reject.bad_record": 1,
     }  # fmt: skip
 
-    spec = CleanSpec(languages=("en", "zh"), min_language_score=0.5)
+    spec = CleanSpec(languages=("en", "zh"), min_language_score=0.5, fix_mojibake=True)
     cleaned = workspace.run(Documents, "clean", spec, documents=ingested)
     rows = {row["language"]: row for row in read_rows(cleaned.uri, "data")}
     assert set(rows) == {"en", "zh"}
-    assert rows["en"]["text"].endswith("Write to <email> or call <phone>.")
+    assert rows["en"]["text"].endswith("Café – write to <email> or call <phone>.")
     assert rows["en"]["origin"] == "a.warc@0 http://x/en"
     assert all(0.5 <= row["language_score"] <= 1 for row in rows.values())
     assert cleaned.counts == {
         "in": 4, "out": 2, "reject.language": 1, "reject.too_few_words": 1,
         "masked.card": 0, "masked.email": 1, "masked.iban": 0, "masked.ip": 0, "masked.phone": 1,
+        "mended.nul": 0, "mended.mojibake": 1,
     }  # fmt: skip
     details = {row["reason"]: row["detail"] for row in read_rows(cleaned.uri, "rejects")}
     assert details == {"language": "de", "too_few_words": ""}

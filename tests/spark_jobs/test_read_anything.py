@@ -3,9 +3,11 @@
 import gzip
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from spark_jobs import ingest
 from spark_jobs.readers import Unit, read_unit
@@ -69,6 +71,26 @@ def test_archive_with_one_wrong_byte_loses_at_most_two_records(
     file.write_bytes(whole)
     records = list(read_unit(SourceSpec(kind="warc", path=str(file)), Unit("", 0, 1 << 62), 1000))
     assert sum(record.text == "abcde" for record in records) >= 6
+
+
+def test_large_parquet_file_is_cut_between_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "SPLIT_BYTES", 300)
+    texts = [f"text number {n}" for n in range(100)]
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=7)
+    source = SourceSpec(kind="parquet", path=str(tmp_path))
+    size = (tmp_path / "a.parquet").stat().st_size
+    pieces = list(ingest._pieces(IngestSpec(sources=(source,)), 0, "a.parquet", size))
+    assert len(pieces) > 3
+    read = [
+        record
+        for piece in pieces
+        for record in read_unit(source, Unit("a.parquet", piece["first"], piece["stop"]), 1000)
+    ]
+    assert [(record.text, record.origin) for record in read] == [
+        (text, f"a.parquet@{row}") for row, text in enumerate(texts)
+    ]
+    (tmp_path / "b.parquet").write_bytes(b"no table" * 100)
+    assert len(list(ingest._pieces(IngestSpec(sources=(source,)), 0, "b.parquet", 800))) == 1
 
 
 @pytest.mark.parametrize(("kind", "name"), [("jsonl", "a.jsonl"), ("lines", "a.txt"), ("csv", "a.csv")])

@@ -208,3 +208,10 @@ def test_label_batch_masks_before_it_measures() -> None:
     (labelled,) = label_batch(pa.RecordBatch.from_pylist([row]), CleanSpec()).to_pylist()
     assert labelled["text"].endswith("<email>")
     assert (labelled["masked_email"], labelled["masked_ip"], labelled["reason"]) == (1, 0, None)
+
+
+def test_label_batch_takes_nul_out_and_says_so() -> None:
+    row = dict.fromkeys(DOCUMENTS, "") | {"text": GOOD + "a\x00b", "priority": 1, "language_score": 0.0}
+    (labelled,) = label_batch(pa.RecordBatch.from_pylist([row]), CleanSpec()).to_pylist()
+    assert labelled["text"].endswith("ab")
+    assert (labelled["mended_nul"], labelled["mended_mojibake"]) == (1, 0)
