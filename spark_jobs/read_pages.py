@@ -16,10 +16,11 @@ from spark_jobs.html_text import PageFailed, PageTimeout, extractor
 from spark_jobs.records import Record
 from spark_jobs.specs import SourceSpec
 from spark_jobs.text_encoding import Undecodable, declared_in, decode
-from spark_jobs.warc_frames import frames
+from spark_jobs.warc_frames import HEADER_END, frames
 
 HTML_PER_TEXT = 10  # bytes of a page that may stand for one of text: longer pages are refused unread
 HTML_TYPES = ("text/html", "application/xhtml+xml")
+READ_BYTES = 1 << 20
 WITH_TEXT = ("response", "resource", "conversion")
 
 
@@ -62,17 +63,18 @@ def page_record(origin: str, page: bytes, declared: str, timeout_s: float) -> Re
 
 def archive_records(origin: str, file: Path, source: SourceSpec, max_bytes: int) -> Iterator[Record]:
     """Raises: EOFError if the archive ends inside a record, after everything before it."""
-    for frame in frames(file, HTML_PER_TEXT * max_bytes):
+    limit = HTML_PER_TEXT * max_bytes
+    for frame in frames(file, limit):
         place = f"{origin}@{frame.offset}"
         if frame.data is None:
             yield Record(place, None, frame.reason, detail=frame.detail)
         else:
-            yield from _frame_records(place, frame.data, source)
+            yield from _frame_records(place, frame.data, source, limit)
 
 
-def _frame_records(place: str, data: bytes, source: SourceSpec) -> Iterator[Record]:
+def _frame_records(place: str, data: bytes, source: SourceSpec, limit: int) -> Iterator[Record]:
     try:
-        kind, address, status, content_type, charset, body = _parsed(data)
+        kind, address, status, content_type, charset, body = _parsed(data, limit)
     except Exception as err:  # noqa: BLE001  whatever the library makes of a damaged record
         yield Record(place, None, "bad_record", detail=f"{type(err).__name__}: {err}"[:200])
         return
@@ -81,6 +83,8 @@ def _frame_records(place: str, data: bytes, source: SourceSpec) -> Iterator[Reco
     place = f"{place} {address}" if address else place
     if kind == "response" and not 200 <= status < 300:
         yield Record(place, None, "http_status", float(status), detail=content_type)
+    elif len(body) > limit:
+        yield Record(place, None, "too_long", float(len(body)), float(limit), "at least this long, unpacked")
     elif kind == "conversion" or content_type == "text/plain":
         yield text_record(place, body, "utf-8" if kind == "conversion" else charset)
     elif content_type in HTML_TYPES:
@@ -89,11 +93,26 @@ def _frame_records(place: str, data: bytes, source: SourceSpec) -> Iterator[Reco
         yield Record(place, None, "not_text", detail=content_type or "no content type")
 
 
-def _parsed(data: bytes) -> tuple[str, str, int, str, str, bytes]:
-    """(WARC-Type, target address, HTTP status or 0, content type, charset, payload) of one record."""
+def with_true_length(data: bytes) -> bytes:
+    """The record with one Content-Length, its real one: FastWARC allocates what a header asks for before it looks, and ends
+    the process if it cannot (2.0.1; a second header of 999999999999 is enough).
+    """
+    end = HEADER_END.search(data)
+    if end is None:
+        raise ValueError("a header without end")
+    body = data[end.end() :]
+    version, *lines = (line.rstrip(b"\r") for line in data[: end.start()].split(b"\n"))
+    kept = (line for line in lines if b"content-length" not in line.lower())
+    return b"\r\n".join([version, b"Content-Length: %d" % len(body), *kept, b"", body])
+
+
+def _parsed(data: bytes, limit: int) -> tuple[str, str, int, str, str, bytes]:
+    """(WARC-Type, target address, HTTP status or 0, content type, charset, payload) of one record; of a payload that unpacks
+    to more than `limit` bytes the beginning, longer than that.
+    """
     from fastwarc.warc import WarcRecord
 
-    record: Any = WarcRecord.from_bytes(data)
+    record: Any = WarcRecord.from_bytes(with_true_length(data))
     kind = str(record.record_type)
     address = (record.headers.get("WARC-Target-URI") or "").strip("<> ").replace(" ", "%20")[:2000]
     header, status = record.headers.get("Content-Type") or "", 0
@@ -103,5 +122,10 @@ def _parsed(data: bytes) -> tuple[str, str, int, str, str, bytes]:
         header = record.http_headers.get("Content-Type") or ""
     content_type, _, parameters = header.partition(";")
     _, _, charset = parameters.partition("charset=")
-    body = bytes(record.reader.read()) if kind in WITH_TEXT else b""
+    body = b""
+    while kind in WITH_TEXT and len(body) <= limit:
+        block = bytes(record.reader.read(READ_BYTES))
+        if not block:
+            break
+        body += block
     return kind, address, status, content_type.strip().lower(), charset.split(";")[0].strip(" \"'"), body

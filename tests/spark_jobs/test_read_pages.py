@@ -51,6 +51,24 @@ def test_archive_goes_on_behind_a_broken_record(tmp_path: Path, broken: bytes, r
     assert outcomes(file, max_bytes=10_000) == ["aaa", reason, "ccc", "ddd"]
 
 
+@pytest.mark.parametrize("extra", [b"Content-Length: 999999999999\r\n", b"content-length : 4\r\n", b"X: \xff\xfe\r\n"])
+def test_archive_does_not_believe_a_second_length(tmp_path: Path, extra: bytes) -> None:
+    file = tmp_path / "a.warc"
+    file.write_bytes(record("aaa").replace(b"\r\n\r\naaa", b"\r\n" + extra + b"\r\naaa") + record("bbb"))
+    assert outcomes(file) == ["aaa", "bbb"]
+
+
+def test_archive_page_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    body = gzip.compress(b"<p>" + b"x" * 50_000_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n\r\n"
+    page = response("").partition(b"\r\n\r\n")[0].replace(b"Content-Length: ", b"X-Length: ")
+    file = tmp_path / "a.warc"
+    file.write_bytes(
+        page + b"\r\nContent-Length: %d\r\n\r\n" % len(head + body) + head + body + b"\r\n\r\n" + record("bbb")
+    )
+    assert outcomes(file, max_bytes=100_000) == ["too_long", "bbb"]
+
+
 @pytest.mark.parametrize("kind", ["request", "metadata", "revisit", "warcinfo"])
 def test_archive_passes_over_records_without_text(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "a.warc"
