@@ -77,7 +77,9 @@ class Night:
             return None
         kept = TokenizerFiles.load(history.at(history.tokenizer.address))
         wanted = self.spec.tokenizer.model_dump(mode="json")
-        made = TokenizerSpec.model_validate(kept.spec).model_dump(mode="json")  # settings that came later: as they default
+        made = TokenizerSpec.model_validate(kept.spec).model_dump(
+            mode="json"
+        )  # settings that came later: as they default
         changed = [name for name, value in wanted.items() if made[name] != value]
         if changed:
             raise RequestError(

@@ -94,7 +94,11 @@ def _train_wordpiece(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    settings: dict[str, Any] = {"unk_token": PAD, "continuing_subword_prefix": INSIDE, "max_input_chars_per_word": MAX_WORD}
+    settings: dict[str, Any] = {
+        "unk_token": PAD,
+        "continuing_subword_prefix": INSIDE,
+        "max_input_chars_per_word": MAX_WORD,
+    }
     tokenizer = Tokenizer(models.WordPiece(**settings))
     words = pre_tokenizers.Split(Regex(f".{{{MAX_WORD}}}"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), words])
