@@ -27,11 +27,11 @@ class Draws(Frozen):
 
 @lru_cache(maxsize=8)
 def _rows_drawn(
-    corpus_uri: str, trained_until: str, ratio: float, seed: int, count: int
+    corpus_uri: str, trained_until: str, ratio: float, seed: int, count: int, order: str
 ) -> tuple[Rows, dict[str, int]]:
     corpus = Corpus.load(corpus_uri)
     groups = corpus_row_groups(corpus, trained_until)
-    return draws_of(groups, row_facts(corpus, groups), ratio, seed, count), first_rows(groups)
+    return draws_of(groups, row_facts(corpus, groups, order, count), ratio, seed, count), first_rows(groups)
 
 
 def draws_in(lineage: Lineage, checkpoint: Checkpoint, pieces: list[Piece]) -> Draws | None:
@@ -53,9 +53,8 @@ def draws_in(lineage: Lineage, checkpoint: Checkpoint, pieces: list[Piece]) -> D
     trained_until = lineage.load(ModelFolder, champion.address).night if champion else ""
     per_step = int(checkpoint.spec["sequences_per_step"])
     ratio = float(corpus.spec.get("replay_ratio", 0.5))
-    drawn, firsts = _rows_drawn(
-        corpus.uri, trained_until, ratio, int(checkpoint.spec["seed"]), checkpoint.num_steps * per_step
-    )
+    seed, order = int(checkpoint.spec["seed"]), str(checkpoint.spec.get("order", "shuffled"))
+    drawn, firsts = _rows_drawn(corpus.uri, trained_until, ratio, seed, checkpoint.num_steps * per_step, order)
     rows = sorted({firsts[p.night] + p.seq_id for p in wanted})
     positions = np.flatnonzero(np.isin(drawn, rows))
     first = int(positions[0]) // per_step if len(positions) else -1

@@ -68,6 +68,9 @@ class TrainSpec(Frozen):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of weights in forward and backward; masters are fp32."
     )
+    order: Literal["shuffled", "short_first"] = Field(
+        "shuffled", description="short_first: sequences of short documents before those of long ones, in eight steps."
+    )
     checkpoint_every: int = Field(50, ge=1, description="Steps between two checkpoints.")
     keep_checkpoints: int = Field(2, ge=2, le=100, description="Newest complete checkpoints kept while training.")
     seed: int = Field(0, ge=0, description="Of initial weights and the order of sequences.")

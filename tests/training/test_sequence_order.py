@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import orc
 
-from training.pretrain.sequence_order import RowFacts, RowGroup, draws_of, epoch_order
+from training.pretrain.sequence_order import RowFacts, RowGroup, draws_of, epoch_order, mean_lengths, order_of
 
 
 def groups_of(sizes: list[int], num_replay: int = 0) -> list[RowGroup]:
@@ -53,3 +59,26 @@ def test_draws_run_on_from_epoch_to_epoch() -> None:
     whole = [row for epoch in range(3) for row in epoch_order(groups, 0.5, 4, epoch)]
     assert draws.tolist() == whole[:30]
     assert draws_of(groups_of([3]), RowFacts(np.zeros(3)), 0.5, 0, 9).tolist() == []
+
+
+def test_short_first_sorts_what_the_training_draws_and_nothing_else() -> None:
+    groups = groups_of([80])
+    lengths = np.random.default_rng(0).permutation(80).astype(float)
+    facts = RowFacts(lengths=lengths, num_sorted=40)
+    plain = epoch_order(groups, 0.5, 3, 0)
+    order = order_of(groups, facts, 0.5, 3, 0)
+    assert sorted(order[:40]) == sorted(plain[:40])
+    assert order[40:].tolist() == plain[40:].tolist()
+    steps = [lengths[order[i : i + 5]] for i in range(0, 40, 5)]
+    assert all(before.max() <= after.min() for before, after in pairwise(steps))
+    assert order_of(groups, facts, 0.5, 3, 1).tolist() == epoch_order(groups, 0.5, 3, 1).tolist()
+    assert order_of(groups, RowFacts(), 0.5, 3, 0).tolist() == plain.tolist()
+
+
+def test_mean_lengths_are_of_each_row_in_both_formats(tmp_path: Path) -> None:
+    table = pa.table({"seq_id": [0, 1, 2], "doc_lengths": pa.array([[2, 4], [6], [1, 1, 4]], pa.list_(pa.int32()))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    orc.write_table(table, str(tmp_path / "a.orc"))
+    parquet = [RowGroup(str(tmp_path / "a.parquet"), 0, 2, False), RowGroup(str(tmp_path / "a.parquet"), 1, 1, False)]
+    assert mean_lengths(parquet).tolist() == [3.0, 6.0, 2.0]
+    assert mean_lengths([RowGroup(str(tmp_path / "a.orc"), 0, 3, False)]).tolist() == [3.0, 6.0, 2.0]

@@ -167,10 +167,9 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
         config.save_pretrained(out / "data")
     groups = corpus_row_groups(corpus, champion.night if champion else "")
     replay_ratio = float(corpus.spec.get("replay_ratio", 0.5))
-    told = row_facts(corpus, groups)
+    plan = plan_of(spec, champion is not None, _identity(request, corpus, champion))
+    told = row_facts(corpus, groups, spec.order, plan.num_steps * spec.sequences_per_step)
     sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed, told)
-    identity = _identity(request, corpus, champion)
-    plan = plan_of(spec, champion is not None, identity)
     facts = train_rank(shard_model(model, ranks, spec.precision), sequences, spec, plan, out, ranks)
     fields = facts | {
         "model_type": config.model_type,

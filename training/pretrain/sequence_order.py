@@ -16,6 +16,7 @@ from pyarrow import orc
 from spark_jobs.manifests import Corpus, TokenShards
 
 Rows = NDArray[np.int64]
+LENGTH_STEPS = 8  # of the order short_first
 COPIES_SALT = 1  # the draws of weighted rows do not disturb the draws of the order
 
 
@@ -32,11 +33,14 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What the snapshot says about single rows. weights: float64[num_rows], or None where each is drawn once an epoch.
-    left_out: for a row, the places of its documents that are forgotten."""
+    """What decides about single rows. weights: float64[num_rows], or None where each is drawn once an epoch. left_out: for
+    a row, the places of its documents that are forgotten. lengths: float64[num_rows], mean tokens of a row's documents, where
+    the first `num_sorted` positions are to go from short to long; else None."""
 
     weights: NDArray[np.float64] | None = None
     left_out: dict[int, list[int]] = field(default_factory=dict)
+    lengths: NDArray[np.float64] | None = None
+    num_sorted: int = 0
 
 
 def corpus_row_groups(corpus: Corpus, trained_until: str = "") -> list[RowGroup]:
@@ -71,11 +75,12 @@ def first_rows(groups: Sequence[RowGroup]) -> dict[str, int]:
     return firsts
 
 
-def row_facts(corpus: Corpus, groups: Sequence[RowGroup]) -> RowFacts:
-    """The corpus's `sequences/` by row number."""
+def row_facts(corpus: Corpus, groups: Sequence[RowGroup], order: str = "shuffled", num_draws: int = 0) -> RowFacts:
+    """The corpus's `sequences/` by row number; and what the order short_first of a training of `num_draws` asks for."""
+    lengths = mean_lengths(groups) if order == "short_first" else None
     paths = corpus.paths("sequences")
     if not paths:
-        return RowFacts()
+        return RowFacts(lengths=lengths, num_sorted=num_draws)
     firsts = first_rows(groups)
     weights = np.ones(sum(group.num_rows for group in groups))
     left_out: dict[int, list[int]] = {}
@@ -86,7 +91,39 @@ def row_facts(corpus: Corpus, groups: Sequence[RowGroup]) -> RowFacts:
                 weights[row] = told["weight"]
                 if told["pieces"]:
                     left_out[row] = told["pieces"]
-    return RowFacts(None if np.all(weights == 1.0) else weights, left_out)
+    return RowFacts(None if np.all(weights == 1.0) else weights, left_out, lengths, num_draws)
+
+
+def mean_lengths(groups: Sequence[RowGroup]) -> NDArray[np.float64]:
+    """Mean tokens of the documents of each row: what a token can look back on."""
+    means = []
+    for group in groups:
+        if group.path.endswith(".orc"):
+            column = orc.ORCFile(group.path).read_stripe(group.index, columns=["doc_lengths"]).column(0)
+        else:
+            table = pq.ParquetFile(group.path).read_row_group(group.index, columns=["doc_lengths"], use_threads=False)
+            column = table.column(0).combine_chunks()
+        sizes = np.diff(column.offsets.to_numpy())
+        ends = np.concatenate(([0], np.cumsum(column.flatten().to_numpy(), dtype=np.int64)))
+        borders = column.offsets.to_numpy() - column.offsets[0].as_py()
+        means.append(np.diff(ends[borders]) / np.maximum(sizes, 1))
+    return np.concatenate(means) if means else np.empty(0)
+
+
+def short_first(order: Rows, facts: RowFacts) -> Rows:
+    """The first `num_sorted` positions in LENGTH_STEPS steps from short to long, each in the order it had."""
+    assert facts.lengths is not None
+    head = order[: facts.num_sorted]
+    lengths = facts.lengths[head]
+    borders = np.quantile(lengths, np.arange(1, LENGTH_STEPS) / LENGTH_STEPS) if len(head) else np.empty(0)
+    steps = np.searchsorted(borders, lengths, side="left")
+    return np.concatenate((head[np.argsort(steps, kind="stable")], order[facts.num_sorted :]))
+
+
+def order_of(groups: Sequence[RowGroup], facts: RowFacts, replay_ratio: float, seed: int, epoch: int) -> Rows:
+    """Row numbers of one epoch; the first goes from short to long if `facts` ask for it."""
+    order = epoch_order(groups, replay_ratio, seed, epoch, facts.weights)
+    return short_first(order, facts) if facts.lengths is not None and epoch == 0 else order
 
 
 def epoch_order(
@@ -146,7 +183,7 @@ def draws_of(groups: Sequence[RowGroup], facts: RowFacts, replay_ratio: float, s
     drawn: list[Rows] = []
     count = epoch = 0
     while count < num_draws:
-        order = epoch_order(groups, replay_ratio, seed, epoch, facts.weights)
+        order = order_of(groups, facts, replay_ratio, seed, epoch)
         if not len(order):
             break
         drawn.append(order)

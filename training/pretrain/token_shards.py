@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spark_jobs.errors import DataError
 from training.pretrain.loss import IGNORED
-from training.pretrain.sequence_order import RowFacts, RowGroup, epoch_order
+from training.pretrain.sequence_order import RowFacts, RowGroup, order_of
 
 COLUMNS = ["tokens", "doc_lengths"]
 NO_FACTS = RowFacts()
@@ -62,7 +62,7 @@ class Sequences:
         self.seq_len, self.pad_id, self.replay_ratio, self.seed = seq_len, pad_id, replay_ratio, seed
         self.starts = np.cumsum([0, *(g.num_rows for g in groups)])
         self.epoch = 0
-        self.order = epoch_order(self.groups, replay_ratio, seed, 0, facts.weights)
+        self.order = order_of(self.groups, facts, replay_ratio, seed, 0)
         self.cache: OrderedDict[int, tuple[Any, ...]] = OrderedDict()
 
     @property
@@ -74,7 +74,7 @@ class Sequences:
         epoch, index = divmod(position, self.num_per_epoch)
         if epoch != self.epoch:
             self.epoch = epoch
-            self.order = epoch_order(self.groups, self.replay_ratio, self.seed, epoch, self.facts.weights)
+            self.order = order_of(self.groups, self.facts, self.replay_ratio, self.seed, epoch)
         return int(self.order[index])
 
     def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
