@@ -143,6 +143,8 @@ def write_index(
     writer = _range_writer(str(folder / "run"), history, older, ranges)
     by_range = placed.repartitionById(ranges, _range_of_key(ranges))
     written = sum(row["num_rows"] for row in by_range.mapInArrow(writer, ddl(WRITTEN)).collect())
+    for leftover in folder.rglob(".*"):  # of a task that was killed while it wrote
+        leftover.unlink()
     assert written == num_rows, f"index of {written} rows, {num_rows} wanted"
     own = Run(folder="", first=older[0].first if older else number, last=number, num_rows=num_rows, num_ranges=ranges)
     IndexFile(

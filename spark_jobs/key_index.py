@@ -23,7 +23,7 @@ the key choose one bit in each word; 12 bits a key give about 0.6 % false positi
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -149,7 +149,7 @@ def write_range(folder: Path, number: int, keys: U64, places: U64) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Complete or not at all: two attempts of one task may write at once."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     partial.write_bytes(data)
     partial.replace(path)
 

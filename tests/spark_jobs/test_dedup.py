@@ -209,6 +209,14 @@ def test_dedup_over_three_nights_removes_every_copy_and_names_its_night(workspac
     assert [(run.first, run.last, run.folder) for run in runs] == [(0, 1, f"{second.address}/index/run"), (2, 2, "")]
 
 
+def test_dedup_of_an_empty_night_leaves_an_index_that_later_nights_can_use(workspace: Workspace) -> None:
+    nights = [unique(workspace, ["cat", words(1, 60)])]
+    nights.append(unique(workspace, [], night="n2", history=history_of(workspace, *nights)))
+    assert nights[-1].counts["in"] == 0
+    third = unique(workspace, ["cat", "dog"], night="n3", history=history_of(workspace, *nights))
+    assert kept(third) == ["dog"]
+
+
 def test_dedup_refuses_an_index_made_with_another_seed(workspace: Workspace) -> None:
     first = unique(workspace, ["one", "two"])
     other = SURE.model_copy(update={"seed": 2})
