@@ -75,10 +75,10 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Also true for a Java exception that reached Python as text."""
+    """Also true for an exception of Java or of a checkpoint that only quotes the system's words, or came of such a one."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in str(error)
+    return "No space left on device" in "".join(traceback.format_exception(error))
 
 
 def answer(handle: Callable[[Request], Outcome], line: str) -> tuple[str, dict[str, Any]]:

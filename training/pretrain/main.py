@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -131,7 +132,7 @@ def run_rank(request_json: str, launcher: int, first_failure: str) -> dict[str, 
     die_with_parent(launcher)
     try:
         return _run_rank(request_json)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the latter is no Exception, and is what a full disk becomes
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             time.sleep(PEER_GRACE_S)
         else:
