@@ -55,7 +55,7 @@ class Night:
         """The champion that tonight's candidate is compared with."""
         if is_planned(candidate):
             return self.champion()
-        return self._load(champion_to_beat(self.workspace, candidate.address))
+        return self._load(champion_to_beat(self.workspace, candidate.address, self.night))
 
     def _load(self, champion: Champion | None) -> ModelFolder | None:
         return None if champion is None else ModelFolder.load(self.workspace.at(champion.address))

@@ -55,11 +55,17 @@ def champion_now(workspace: Workspace) -> Champion | None:
     return _last_champion(read_ledger(workspace))
 
 
-def champion_to_beat(workspace: Workspace, candidate: str) -> Champion | None:
-    """The champion now, as if no decision on `candidate` (an address) had been taken: a gate run again asks the same
-    question, and the gate of a changed night is against what its first run promoted.
+def champion_to_beat(workspace: Workspace, candidate: str, night: str) -> Champion | None:
+    """The champion as of `night`, as if no decision on `candidate` (an address) had been taken: a gate run again asks the
+    same question, and the gate of a changed night is against what its first run promoted.
     """
-    return _last_champion(line for line in read_ledger(workspace) if line.candidate != candidate)
+    lines = read_ledger(workspace)
+    return _last_champion(line for line in lines if line.candidate != candidate and line.night <= night)
+
+
+def decided_after(workspace: Workspace, night: str) -> str:
+    """The newest later night that has a decision; empty if there is none. An older night no longer moves the champion."""
+    return max((line.night for line in read_ledger(workspace) if line.night > night), default="")
 
 
 def _last_champion(lines: Iterable[LedgerLine]) -> Champion | None:

@@ -14,7 +14,7 @@ from spark_jobs.manifests import Corpus
 from spark_jobs.requests import Outcome, Request
 from tasks import registry
 from tasks.engine import Engine, current_engine
-from tasks.ledger import Champion, LedgerLine, champion_to_beat, write_decision
+from tasks.ledger import Champion, LedgerLine, champion_now, champion_to_beat, decided_after, write_decision
 from tasks.locks import held
 from tasks.specs import ReleaseSpec
 from tasks.steps import Step
@@ -40,19 +40,21 @@ def _release(
 ) -> Outcome:
     workspace = engine.workspace
     with held(workspace.lock("champion"), wait_s=SMOKE_S):
-        before = champion_to_beat(workspace, candidate.address)
+        before = champion_to_beat(workspace, candidate.address, engine.night)
         _refuse_stale(verdict, before)
         version = registry.register(workspace, candidate, verdict, corpus)
-        promoted = verdict.decision == "promote"
+        later = decided_after(workspace, engine.night)
+        promoted = verdict.decision == "promote" and not later
         if promoted:
             _smoke_test(engine, candidate, spec)
             registry.set_champion(workspace.name, version)
         champion = (
             Champion(address=candidate.address, digest=candidate.digest, version=version, night=engine.night)
             if promoted
-            else before
+            else champion_now(workspace)
         )
-        write_decision(workspace, _line(engine.night, candidate, verdict, champion, before, promoted))
+        why = f"{verdict.reason}; night {later} has decided since" if later else verdict.reason
+        write_decision(workspace, _line(engine.night, candidate, verdict, why, champion, before, promoted))
     fields = {
         "decision": "promoted" if promoted else "kept",
         "model_name": workspace.name,
@@ -92,6 +94,7 @@ def _line(
     night: str,
     candidate: ModelFolder,
     verdict: Verdict,
+    why: str,
     champion: Champion | None,
     before: Champion | None,
     promoted: bool,
@@ -99,7 +102,7 @@ def _line(
     return LedgerLine(
         night=night,
         decision="promoted" if promoted else "kept",
-        why=verdict.reason,
+        why=why,
         who=os.environ.get("NIGHTMILL_ACTOR") or f"{getpass.getuser()}@{socket.gethostname()}",
         candidate=candidate.address,
         candidate_digest=candidate.digest,
