@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,6 +20,11 @@ from pydantic import Field
 from spark_jobs.errors import DiskFull, NightmillError
 from spark_jobs.manifests import Column, Frozen
 
+# torch's archive writer keeps no errno: a short write shows as a file that ends before the place it should have reached.
+_WORDS_OF_A_FULL_DISK = re.compile(
+    r"No space left on device|Disk quota exceeded"
+    r"|PytorchStreamWriter failed writing|inline_container\.cc:\d+\] \. unexpected pos"
+)
 ANSWER_FD = "NIGHTMILL_ANSWER_FD"
 
 
@@ -78,7 +84,7 @@ def _is_disk_full(error: BaseException) -> bool:
     """Also true for an exception of Java or of a checkpoint that only quotes the system's words, or came of such a one."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in "".join(traceback.format_exception(error))
+    return _WORDS_OF_A_FULL_DISK.search("".join(traceback.format_exception(error))) is not None
 
 
 def answer(handle: Callable[[Request], Outcome], line: str) -> tuple[str, dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import warnings
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,17 +148,15 @@ def _save(folder: Path, model: ModelFolder, model_id: str, run_id: str | None) -
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     card = Model(artifact_path=folder.name, run_id=run_id, model_uuid=model_id, model_id=model_id)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # asks for type hints that would replace our signature
-        mlflow.pyfunc.save_model(
-            str(folder),
-            mlflow_model=card,
-            python_model=str(SERVING_MODEL),
-            artifacts={"model": model.folder()},
-            signature=_signature(),
-            input_example=pd.DataFrame({"prompt": ["The"]}),
-            pip_requirements=[f"{name}=={installed(name)}" for name in SERVING_LIBRARIES],
-        )
+    mlflow.pyfunc.save_model(
+        str(folder),
+        mlflow_model=card,
+        python_model=str(SERVING_MODEL),
+        artifacts={"model": model.folder()},
+        signature=_signature(),
+        input_example=pd.DataFrame({"prompt": ["The"]}),
+        pip_requirements=[f"{name}=={installed(name)}" for name in SERVING_LIBRARIES],
+    )
     if Model.load(str(folder)).signature is None:
         raise NightmillError(f"MLflow saved model {model.address} without a signature; run release-model again")
 

@@ -7,12 +7,10 @@ MLflow runs it as code (no pickle). Input: a column `prompt`; output: a column `
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
-
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd  # noqa: TC002  MLflow reads the annotation of `predict` at run time, and warns if it cannot
 
 
 class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -31,8 +29,6 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        import pandas as pd
-
         wanted = int((params or {}).get("max_new_tokens", 32))
         return pd.DataFrame({"text": [self._continue(prompt, wanted) for prompt in model_input["prompt"]]})
 

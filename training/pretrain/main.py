@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -127,11 +128,14 @@ def run_rank(request_json: str, launcher: int, first_failure: str) -> dict[str, 
     """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together.
 
     An error of this rank alone is left in the file `first_failure` and ends the rank. One that only says that a peer is
-    gone waits a moment, so that the launcher sees the peer's end first and reports that.
+    gone waits a moment, so that the launcher sees the peer's end first and reports that; SIGTERM is the launcher itself
+    stopping this rank because a peer ended, so it is no failure of this one either.
     """
     die_with_parent(launcher)
     try:
         return _run_rank(request_json)
+    except SignalException:
+        raise
     except (Exception, CheckpointException) as error:  # the latter is no Exception, and is what a full disk becomes
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             time.sleep(PEER_GRACE_S)
