@@ -44,11 +44,21 @@ class OptimizerSpec(Frozen):
 
 
 class ScheduleSpec(Frozen):
-    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395), as a pure function of the step."""
+    """Learning rate over the plan's tokens, as a share of the peak; each kind begins with a warm-up.
 
+    wsd: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The other falling kinds fall from the warm-up's end on.
+    """
+
+    kind: Literal["wsd", "constant", "linear", "cosine", "polynomial", "inverse_sqrt"] = Field(
+        "wsd", description="How the rate goes on after the warm-up."
+    )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="Share of steps with a rising rate.")
-    decay_share: float = Field(0.3, ge=0, le=1, description="Share of steps with a falling rate.")
-    final_ratio: float = Field(0.1, ge=0, le=1, description="Last rate as a share of the peak.")
+    decay_share: float = Field(0.3, ge=0, le=1, description="Share of steps with a falling rate; of wsd.")
+    decay: Literal["linear", "sqrt", "cosine"] = Field("linear", description="Shape of wsd's falling part.")
+    power: float = Field(2.0, gt=0, description="Exponent of polynomial; 1 is linear.")
+    final_ratio: float = Field(
+        0.1, ge=0, le=1, description="Last rate as a share of the peak; the floor of inverse_sqrt."
+    )
 
 
 class TrainSpec(Frozen):
