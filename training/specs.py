@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from spark_jobs.manifests import Frozen
+from training.parallel_spec import ParallelSpec
 
 
 class ModelSpec(Frozen):
@@ -34,12 +35,25 @@ class ModelSpec(Frozen):
 
 
 class OptimizerSpec(Frozen):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); no decay on tensors of fewer than two dimensions."""
+    """How gradients become steps. No decay on tensors of fewer than two dimensions: norms and biases."""
 
+    kind: Literal["adamw", "adam", "sgd", "adafactor", "muon"] = Field(
+        "adamw",
+        description="adamw: arXiv:1711.05101. adam: arXiv:1412.6980. sgd: with momentum. adafactor: arXiv:1804.04235, "
+        "least memory, rate relative to a parameter's scale. muon: arXiv:2502.16982, for matrices of hidden layers, with "
+        "adamw for the rest.",
+    )
     learning_rate: float = Field(4e-3, gt=0, description="Peak rate.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="First moment.")
-    beta2: float = Field(0.95, ge=0, lt=1, description="Second moment.")
+    weight_decay: float = Field(
+        0.1, ge=0, description="Weight decay: added to the gradient for sgd and adam (L2), decoupled for the others."
+    )
+    decay_embeddings: bool = Field(True, description="Whether embeddings, and a head tied to them, are decayed.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="First moment, of adam and adamw.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Second moment, of adam and adamw.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Of sgd, and of muon, there in Nesterov's form.")
+    layer_rate_decay: float = Field(
+        1.0, gt=0, le=1, description="Rate of a block as a share of that of the block above it; 1: one rate for all."
+    )
     clip_norm: float = Field(1.0, gt=0, description="Global gradient norm above which gradients are scaled down.")
 
 
@@ -75,6 +89,7 @@ class TrainSpec(Frozen):
     ranks: int = Field(
         2, ge=1, le=4096, description="Processes that train; identity, because sums are ordered by rank."
     )
+    parallel: ParallelSpec = ParallelSpec()
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Of weights in forward and backward; masters are fp32."
     )

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from spark_jobs.errors import TrainingError
+from training.pretrain.optimizer import optimizer_state
 from training.pretrain.parallel import Ranks
 
 STEP = re.compile(r"step-(\d{8})")
@@ -39,20 +40,16 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(m[1]) for m, p in found if m and (p / ".metadata").is_file() and (p / "state.json").is_file())
 
 
-def train_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
-    """Weights and AdamW moments by parameter name, sharing memory with the live ones.
+def train_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and the optimizer's state by parameter name, sharing memory with the live ones.
 
-    Moments that do not exist yet (before the first step) are made, so that a fresh run has room to load into.
+    State that does not exist yet (before the first step) is made, so that a fresh run has room to load into.
     """
     state: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
-        moments = optimizer.state[parameter]
-        if not moments:
-            moments["step"] = torch.tensor(0.0)
-            moments["exp_avg"], moments["exp_avg_sq"] = (torch.zeros_like(parameter.detach()) for _ in range(2))
         state[f"model.{name}"] = parameter.detach()
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            state[f"optimizer.{name}.{key}"] = moments[key]
+        for key, value in optimizer_state(optimizer, parameter).items():
+            state[f"optimizer.{name}.{key}"] = value
     return state
 
 

@@ -41,5 +41,5 @@ def _fallen(passed: float, spec: ScheduleSpec) -> float:
     if shape == "sqrt":
         return math.sqrt(passed)
     if shape == "polynomial":
-        return 1.0 - (1.0 - passed) ** spec.power
+        return 1.0 - math.pow(1.0 - passed, spec.power)
     return passed

@@ -1,34 +1,105 @@
-"""AdamW with two groups, and clipping by the global gradient norm under sharding."""
+"""The optimizers by name, their groups, their state by parameter name; and clipping by the global gradient norm."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from training.pretrain.adafactor import Adafactor
+from training.pretrain.muon import Muon
 from training.specs import OptimizerSpec
 
+BLOCK = re.compile(r"(?:^|\.)(?:(encoder|decoder)\.)?(?:layers|layer|h|block|blocks)\.(\d+)\.")
 
-def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.AdamW:
-    """AdamW over `model`'s parameters; norms and biases (fewer than two dimensions) are not decayed.
 
-    The rule is the number of dimensions, not a name: name patterns miss `ln_1`, `norm1`, `ln_f` (transformers#35927).
+def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """The optimizer of `spec.kind` over `model`'s parameters, sharded or not.
+
+    sgd and adam add weight decay to the gradient (L2), the others apply it to the weights (decoupled).
     """
-    parameters = list(model.parameters())
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=spec.learning_rate,
-        betas=(spec.beta1, spec.beta2),
-        foreach=True,
-    )
+    groups, rate, betas = parameter_groups(model, spec), spec.learning_rate, (spec.beta1, spec.beta2)
+    match spec.kind:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=rate, momentum=spec.momentum, foreach=True)
+        case "adam":
+            return torch.optim.Adam(groups, lr=rate, betas=betas, foreach=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, foreach=True)
+        case "adafactor":
+            return Adafactor(groups, rate)
+        case "muon":
+            return Muon(groups, rate, spec.momentum, betas)
+
+
+def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:
+    """Parameters that share weight decay, share of the rate and rule of the update.
+
+    Norms and biases (fewer than two dimensions) are never decayed. The rule is the number of dimensions, not a name:
+    name patterns miss `ln_1`, `norm1`, `ln_f` (transformers#35927).
+    """
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    depths, deepest = depths_of(model)
+    outer = embeddings | _head(model)
+    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        decayed = parameter.ndim >= 2 and (spec.decay_embeddings or parameter not in embeddings)
+        ratio = spec.layer_rate_decay ** (deepest - depths[name])
+        orthogonal = spec.kind == "muon" and parameter.ndim == 2 and parameter not in outer
+        groups.setdefault((spec.weight_decay * decayed, ratio, orthogonal), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "rate_ratio": ratio}
+        | ({"orthogonal": orthogonal} if spec.kind == "muon" else {})
+        for (decay, ratio, orthogonal), parameters in groups.items()
+    ]
+
+
+def _head(model: nn.Module) -> set[Tensor]:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    return {head.weight} if isinstance(head, nn.Linear) else set()
+
+
+def depths_of(model: nn.Module) -> tuple[dict[str, int], int]:
+    """Depth of each parameter and the greatest depth: embeddings 0, blocks from 1 up, a decoder's above the encoder's,
+    then the head and the last norm."""
+    places = {name: BLOCK.search(name) for name, _ in model.named_parameters()}
+    blocks = {name: (place[1] == "decoder", int(place[2])) for name, place in places.items() if place}
+    num_encoder = max((i + 1 for is_decoder, i in blocks.values() if not is_decoder), default=0)
+    depths = {name: 1 + i + num_encoder * is_decoder for name, (is_decoder, i) in blocks.items()}
+    deepest = max(depths.values(), default=0) + 1
+    embedded = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    for name, parameter in model.named_parameters():
+        if name not in depths:
+            depths[name] = 0 if parameter in embedded or "embeddings" in name else deepest
+    return depths, deepest
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The live state of one parameter; made, as it is before the first step, if it does not exist yet.
+
+    So a fresh run has room to load a checkpoint into.
+    """
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    if not state:
+        state.update(_initial_state(optimizer, parameter))
+    return state
+
+
+def _initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    if isinstance(optimizer, Adafactor | Muon):
+        return optimizer.initial_state(parameter)
+    zeros = torch.zeros_like(parameter.detach())
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": zeros} if optimizer.defaults["momentum"] else {}
+    return {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_ratio"]
 
 
 def clip_gradients(model: nn.Module, clip_norm: float) -> float:

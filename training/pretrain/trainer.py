@@ -46,7 +46,7 @@ def rank_positions(step: int, sequences_per_step: int, ranks: Ranks) -> range:
 
 
 def train_step(
-    model: LlamaForCausalLM, optimizer: torch.optim.AdamW, batches: Ordered[Batch], rate: float, clip_norm: float,
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batches: Ordered[Batch], rate: float, clip_norm: float,
     ranks: Ranks,
 ) -> StepFacts:  # fmt: skip
     """One optimizer step over this rank's micro-batches; loss and norm are those of the whole step on all ranks.
