@@ -101,9 +101,17 @@ class TrainSpec(Frozen):
     seed: int = Field(0, ge=0, description="Of initial weights and the order of sequences.")
 
     @model_validator(mode="after")
-    def batch_divides(self) -> TrainSpec:
-        if self.sequences_per_step % self.ranks:
-            raise ValueError(f"sequences_per_step {self.sequences_per_step} is not a multiple of ranks {self.ranks}")
+    def ranks_share_the_work(self) -> TrainSpec:
+        degrees = self.parallel.degrees(self.ranks)
+        rows, rest = divmod(self.sequences_per_step, degrees.batch)
+        if rest:
+            raise ValueError(
+                f"sequences_per_step {self.sequences_per_step} is not a multiple of the {degrees.batch} ranks "
+                f"that read different rows ({self.ranks} ranks in all)"
+            )
+        self.parallel.check_strategy(self.precision)
+        self.parallel.check_heads(self.model.num_heads, self.model.num_kv_heads, self.model.intermediate_size)
+        self.parallel.check_pipeline(self.model.num_layers, self.model.tie_embeddings, rows)
         return self
 
 
