@@ -57,6 +57,20 @@ class OptimizerSpec(Frozen):
     clip_norm: float = Field(1.0, gt=0, description="Global gradient norm above which gradients are scaled down.")
 
 
+class LossSpec(Frozen):
+    """Cross entropy over real targets, and what may be mixed in."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target given to all tokens alike.")
+    z_loss: float = Field(
+        0.0, ge=0, description="Weight of the squared log of the softmax's denominator; PaLM takes 1e-4."
+    )
+    chunk_tokens: int = Field(
+        0,
+        ge=0,
+        description="Tokens whose logits exist at once; 0: of a whole micro-batch. Changes memory, not numbers.",
+    )
+
+
 class ScheduleSpec(Frozen):
     """Learning rate over the plan's tokens, as a share of the peak; each kind begins with a warm-up.
 
@@ -79,6 +93,7 @@ class TrainSpec(Frozen):
     model: ModelSpec = ModelSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    loss: LossSpec = LossSpec()
     num_steps: int = Field(220, ge=1, description="Optimizer steps on the first night (from scratch).")
     continue_steps: int = Field(60, ge=1, description="Optimizer steps on a later night (from the champion).")
     continue_rate_ratio: float = Field(

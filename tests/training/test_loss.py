@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from training.pretrain.loss import IGNORED, count_targets, sum_cross_entropy, targets_of
+from training.specs import LossSpec
 
 
 def logits_with_losses(losses: list[float]) -> torch.Tensor:
@@ -52,3 +55,24 @@ def test_loss_of_perfect_next_token_logits_is_zero() -> None:
 def test_loss_of_a_bf16_model_is_computed_in_fp32() -> None:
     logits_BTV = torch.randn((1, 3, 7)).bfloat16()
     assert sum_cross_entropy(logits_BTV, torch.zeros((1, 3), dtype=torch.int64)).dtype == torch.float32
+
+
+def test_label_smoothing_and_z_loss_are_the_formulas() -> None:
+    """Logits ln 1, ln 2, ln 5 and target 2: p = 5/8, sum of the exponentials 8."""
+    logits_BTV = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64).log()[None, None]
+    smoothed = sum_cross_entropy(logits_BTV, torch.tensor([[2]]), LossSpec(label_smoothing=0.3))
+    everywhere = -math.log(1 / 8 * 2 / 8 * 5 / 8) / 3
+    assert float(smoothed) == pytest.approx(0.7 * -math.log(5 / 8) + 0.3 * everywhere, abs=1e-12)
+    z_loss = sum_cross_entropy(logits_BTV, torch.tensor([[2]]), LossSpec(z_loss=0.1))
+    assert float(z_loss) == pytest.approx(-math.log(5 / 8) + 0.1 * math.log(8) ** 2, abs=1e-12)
+
+
+def test_label_smoothing_of_micro_batches_adds_up_to_that_of_all() -> None:
+    """Smoothing that forgot the global count gave gradients four times as large under an accumulation of four."""
+    spec = LossSpec(label_smoothing=0.1, z_loss=1e-2)
+    logits_BTV = torch.randn((4, 3, 7), dtype=torch.float64)
+    targets_BT = torch.randint(0, 7, (4, 3))
+    targets_BT[1, 2] = IGNORED
+    whole = sum_cross_entropy(logits_BTV, targets_BT, spec)
+    parts = [sum_cross_entropy(logits_BTV[i : i + 1], targets_BT[i : i + 1], spec) for i in range(4)]
+    assert float(sum(parts)) == pytest.approx(float(whole), abs=1e-12)

@@ -12,6 +12,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.specs import LossSpec
+
+PLAIN = LossSpec()
 IGNORED = -100  # what torch's cross entropy skips
 
 
@@ -30,11 +33,23 @@ def count_targets(targets_BT: Tensor) -> int:
     return int((targets_BT != IGNORED).sum())
 
 
-def sum_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Sum of the cross entropy over real targets, in nats, in at least fp32; 0 with zero gradients if there is none."""
+def sum_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, spec: LossSpec = PLAIN) -> Tensor:
+    """Sum of the loss over real targets, in nats, in at least fp32; 0 with zero gradients if there is none.
+
+    Label smoothing (arXiv:1512.00567) mixes in the mean cross entropy with all V tokens. z_loss adds a multiple of the
+    squared logarithm of the softmax's denominator (PaLM, arXiv:2204.02311). Both are sums over targets like the rest, so
+    that accumulation and ranks do not change them (transformers#47261).
+    """
     if logits_BTV.dtype in (torch.float16, torch.bfloat16):
         logits_BTV = logits_BTV.float()
-    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="sum", ignore_index=IGNORED)
+    logits_NV, targets_N = logits_BTV.flatten(0, -2), targets_BT.flatten()
+    loss = F.cross_entropy(
+        logits_NV, targets_N, reduction="sum", ignore_index=IGNORED, label_smoothing=spec.label_smoothing
+    )
+    if spec.z_loss:
+        normalisers_N = torch.logsumexp(logits_NV, dim=-1)
+        loss = loss + spec.z_loss * normalisers_N.square().masked_fill(targets_N == IGNORED, 0).sum()
+    return loss
 
 
 def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]:
