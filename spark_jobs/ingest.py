@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import xxhash
@@ -27,7 +28,7 @@ from spark_jobs.specs import IngestSpec, SourceSpec
 from spark_jobs.text_encoding import known
 
 RULE_VERSION = "ingest-2"
-SPLIT_BYTES = 64 << 20  # uncompressed files of lines, and Parquet files, are cut into pieces of about this size
+SPLIT_BYTES = 64 << 20  # larger files are cut into pieces of about this size, as stored; see readers.pieces
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 2048
 READ_BYTES = 1 << 20
@@ -35,7 +36,7 @@ REFUSED_SCHEMAS = ("no_column", "retyped_column")
 MAX_NEW_COLUMNS = 1000  # counted of one night
 
 LISTED: Schema = {"source_index": "int", "path": "string"}
-PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint"}  # see readers.Unit
+PIECES: Schema = LISTED | {"first": "bigint", "stop": "bigint", "place": "bigint"}  # see readers.Unit
 HASHED: Schema = LISTED | {"source": "string", "size_bytes": "bigint", "digest": "string"}
 LABELLED: Schema = DOCUMENTS | {
     "num_bytes": "bigint", "reason": "string", "value": "double", "threshold": "double", "detail": "string",
@@ -197,22 +198,21 @@ def read_units(units: DataFrame, spec: IngestSpec) -> DataFrame:
                 yield from _read_piece(spec, **piece)
 
     pieces = units.mapInArrow(cut_batches, ddl(PIECES))
-    if any(source.kind in ("jsonl", "lines", "csv", "parquet") for source in spec.sources):
+    if any(source.kind in readers.CUT for source in spec.sources):
         pieces = pieces.repartition(2 * units.sparkSession.sparkContext.defaultParallelism)
     return pieces.mapInArrow(read_batches, ddl(LABELLED))
 
 
 def _pieces(spec: IngestSpec, source_index: int, path: str, size: int) -> Iterator[dict[str, object]]:
-    source = spec.sources[source_index]
-    for first, stop in readers.pieces(source, readers.file_of(source, path), size, SPLIT_BYTES):
-        yield {"source_index": source_index, "path": path, "first": first, "stop": stop}
+    units = readers.pieces(spec.sources[source_index], path, size, SPLIT_BYTES, spec.max_document_bytes)
+    return ({"source_index": source_index, **unit._asdict()} for unit in units)
 
 
-def _read_piece(spec: IngestSpec, source_index: int, path: str, first: int, stop: int) -> Iterator[pa.RecordBatch]:
+def _read_piece(spec: IngestSpec, source_index: int, **unit: Any) -> Iterator[pa.RecordBatch]:
     source = spec.sources[source_index]
     rows: list[dict[str, object]] = []
     size = 0
-    for record in readers.read_unit(source, readers.Unit(path, first, stop), spec.max_document_bytes):
+    for record in readers.read_unit(source, readers.Unit(**unit), spec.max_document_bytes):
         encoded = b"" if record.text is None else record.text.encode()
         rows.append(_row(source, record, encoded))
         size += len(encoded)
@@ -230,6 +230,7 @@ def _row(source: SourceSpec, record: Record, encoded: bytes) -> dict[str, object
         "priority": source.priority,
         "language": "",
         "language_score": 0.0,
+        "quality_score": None,
         "num_bytes": len(encoded),
         **record._asdict(),
     }

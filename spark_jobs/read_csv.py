@@ -1,6 +1,7 @@
 """CSV with a header line (RFC 4180, any delimiter and encoding): one row, one document.
 
-Quoted fields may hold line ends, so a file is one unit, unless the source says that no field of it does.
+Quoted fields may hold line ends: where rows begin is found by a pass over the file, unless the source says that no field
+of it holds one.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from spark_jobs.byte_streams import BLOCK_BYTES, COMPRESSED, decompressed, head, lines
@@ -15,11 +17,13 @@ from spark_jobs.read_lines import encoding_of_lines
 from spark_jobs.records import Record, Refused, field_record, new_columns, require_columns
 from spark_jobs.specs import SourceSpec
 
+QUOTE = b'"'
+
 
 def csv_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec, max_bytes: int) -> Iterator[Record]:
     """Raises: Refused if a column is gone or there is no header."""
     encoding = encoding_of_lines(file, source.encoding)
-    limit = 4 * max_bytes + BLOCK_BYTES
+    limit = _limit(max_bytes)
     csv.field_size_limit(limit)
     header, after_header = _header(file, encoding, source.delimiter)
     require_columns(header, source.text_column, source.columns)
@@ -49,6 +53,41 @@ def csv_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec,
             yield Record(place, None, "bad_csv", float(len(row)), float(len(header)), "another number of fields")
 
 
+def row_starts(file: Path, source: SourceSpec, max_bytes: int) -> Iterator[int]:
+    """The byte at which each row of an uncompressed file begins, blank and bad ones too.
+
+    A line without a quote is a row and is not parsed: the rest is left to the csv module, which knows what is quoted.
+    Raises: Refused; OSError.
+    """
+    encoding, limit = encoding_of_lines(file, source.encoding), _limit(max_bytes)
+    csv.field_size_limit(limit)
+    _, after_header = _header(file, encoding, source.delimiter)
+    quote = QUOTE if _quote_is_one_byte(encoding) else b""  # every line holds b""
+    feed = _Feed(file, after_header, 1 << 62, encoding, limit)
+    rows = csv.reader(feed, delimiter=source.delimiter)
+    for offset, line in feed.raw_lines():
+        yield offset
+        if line is None or quote in line:
+            feed.push(offset, line)
+            with suppress(csv.Error):
+                next(rows, None)
+
+
+def _limit(max_bytes: int) -> int:
+    return 4 * max_bytes + BLOCK_BYTES
+
+
+def _quote_is_one_byte(encoding: str) -> bool:
+    """Whether byte 22 is a quote and nothing else is: so in UTF-8 and in every code page that extends ASCII."""
+    if encoding.startswith("utf-8"):
+        return True
+    try:
+        texts = [bytes([value]).decode(encoding, "surrogateescape") for value in range(256)]
+    except UnicodeError:  # a byte that begins something: UTF-7, ISO-2022
+        return False
+    return all(len(text) == 1 and (text == '"') == (value == QUOTE[0]) for value, text in enumerate(texts))
+
+
 class _Feed:
     """Decoded lines for the csv module. `begin`: byte offset of the first line taken since it was set to None.
 
@@ -59,17 +98,25 @@ class _Feed:
         self.begin: int | None = None
         self.lost = False
         self._encoding = encoding
+        self._pushed: list[tuple[int, bytes | None]] = []
         if file.suffix in COMPRESSED:
             self._lines = lines(decompressed(file), 0, stop, limit)
             next(self._lines)  # the header
         else:
             self._lines = lines(decompressed(file, first), first, stop, limit)
 
+    def raw_lines(self) -> Iterator[tuple[int, bytes | None]]:
+        return self._lines
+
+    def push(self, offset: int, line: bytes | None) -> None:
+        """Give this line out next."""
+        self._pushed.append((offset, line))
+
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        offset, line = next(self._lines)
+        offset, line = self._pushed.pop() if self._pushed else next(self._lines)
         if self.begin is None:
             self.begin = offset
         if line is None:

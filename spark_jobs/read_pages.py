@@ -16,7 +16,7 @@ from spark_jobs.html_text import PageFailed, PageTimeout, extractor
 from spark_jobs.records import Record
 from spark_jobs.specs import SourceSpec
 from spark_jobs.text_encoding import Undecodable, declared_in, decode
-from spark_jobs.warc_frames import HEADER_END, frames
+from spark_jobs.warc_frames import HEADER_END, Cut, cuts, frames
 
 HTML_PER_TEXT = 10  # bytes of a page that may stand for one of text: longer pages are refused unread
 HTML_TYPES = ("text/html", "application/xhtml+xml")
@@ -61,15 +61,21 @@ def page_record(origin: str, page: bytes, declared: str, timeout_s: float) -> Re
     return Record(origin, text) if text.strip() else Record(origin, None, "html_empty", detail="the page has no text")
 
 
-def archive_records(origin: str, file: Path, source: SourceSpec, max_bytes: int) -> Iterator[Record]:
+def archive_cuts(file: Path, max_bytes: int, piece_bytes: int) -> list[Cut]:
+    return cuts(file, HTML_PER_TEXT * max_bytes, piece_bytes)
+
+
+def archive_records(
+    origin: str, file: Path, first: int, stop: int, place: int, source: SourceSpec, max_bytes: int
+) -> Iterator[Record]:
     """Raises: EOFError if the archive ends inside a record, after everything before it."""
     limit = HTML_PER_TEXT * max_bytes
-    for frame in frames(file, limit):
-        place = f"{origin}@{frame.offset}"
+    for frame in frames(file, limit, first, stop, place):
+        where = f"{origin}@{frame.offset}"
         if frame.data is None:
-            yield Record(place, None, frame.reason, detail=frame.detail)
+            yield Record(where, None, frame.reason, detail=frame.detail)
         else:
-            yield from _frame_records(place, frame.data, source, limit)
+            yield from _frame_records(where, frame.data, source, limit)
 
 
 def _frame_records(place: str, data: bytes, source: SourceSpec, limit: int) -> Iterator[Record]:

@@ -1,87 +1,132 @@
-"""Parquet and ORC: one row, one document; only the text column is read."""
+"""Parquet and ORC: one row, one document; only the text column is read.
+
+A row group or stripe that cannot be read is one reject; the next one is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 from pyarrow import orc, parquet
 
+from spark_jobs import orc_footer
 from spark_jobs.records import Record, Refused, field_record, new_columns, require_columns
 from spark_jobs.specs import SourceSpec
 
 BATCH_ROWS = 1024
+ALL = (0, 1 << 62)
 
 
-def row_group_ranges(file: Path, piece_bytes: int) -> list[tuple[int, int]]:
-    """Ranges of row groups of about `piece_bytes` uncompressed; one of all for a file that cannot be opened."""
+def table_ranges(kind: str, file: Path, piece_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of row groups (of about `piece_bytes` uncompressed) or of stripes (of about `piece_bytes` as stored); one of
+    all for a file whose footer cannot be read.
+    """
     try:
-        with parquet.ParquetFile(file) as table:
-            sizes = [table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups)]
-    except (OSError, pa.ArrowException):  # reading it will say why
-        return [(0, 1 << 62)]
+        if kind == "orc":
+            sizes = [stripe.size_bytes for stripe in orc_footer.stripes(file)]
+        else:
+            with parquet.ParquetFile(file) as table:
+                sizes = [table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups)]
+    except (OSError, ValueError, pa.ArrowException):  # reading it will say why
+        return [ALL]
     ranges, first, held = [], 0, 0
     for number, size in enumerate(sizes, start=1):
         held += size
         if held >= piece_bytes or number == len(sizes):
             ranges.append((first, number))
             first, held = number, 0
-    return ranges or [(0, 1 << 62)]
+    return ranges or [ALL]
 
 
 def table_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec) -> Iterator[Record]:
-    """[first, stop): row groups of a Parquet file. Raises: Refused if a column is gone or the text column is no text; pa.ArrowException, OSError."""
-    if source.kind == "parquet":
-        batches = _parquet_batches(origin, file, first, stop, source)
-    else:
-        batches = _orc_batches(origin, file, source)
-    row = 0
-    for column in batches:
-        if isinstance(column, Record):
-            yield column
-            continue
-        if isinstance(column, int):
-            row = column
-            continue
-        for place, scalar in enumerate(column):
+    """The rows of parts [first, stop). Raises: Refused if a column is gone or the text column is no text; pa.ArrowException,
+    OSError, ValueError if the file cannot be opened.
+    """
+    with _Parquet(file) if source.kind == "parquet" else _Orc(file) as table:
+        _check_schema(table.schema, source)
+        if first == 0 and source.columns:
+            yield from new_columns(origin, table.schema.names, (source.text_column, *source.columns))
+        for part in range(first, min(stop, len(table.first_rows))):
+            row = table.first_rows[part]
             try:
-                text = scalar.as_py()
-            except UnicodeDecodeError as err:
-                yield Record(f"{origin}@{row + place}", None, "not_utf8", detail=f"byte {err.start} of the text")
-            else:
-                yield field_record(f"{origin}@{row + place}", text, "the column")
-        row += len(column)
+                for column in table.batches(part, source.text_column):
+                    yield from _column_records(origin, row, column)
+                    row += len(column)
+            except (pa.ArrowException, OSError) as err:
+                yield Record(f"{origin}@{row}", None, "unreadable", detail=f"{type(err).__name__}: {err}"[:300])
 
 
-def _parquet_batches(
-    origin: str, file: Path, first: int, stop: int, source: SourceSpec
-) -> Iterator[pa.Array | Record | int]:
-    """The number of the first row, then its column in batches."""
-    with parquet.ParquetFile(file) as table:
-        yield from _checked_schema(origin, table.schema_arrow, source)
-        stop = min(stop, table.num_row_groups)
-        yield sum(table.metadata.row_group(group).num_rows for group in range(first))
-        groups = list(range(first, stop))
-        for batch in table.iter_batches(BATCH_ROWS, groups, columns=[source.text_column], use_threads=False):
+def _column_records(origin: str, row: int, column: pa.Array) -> Iterator[Record]:
+    for place, scalar in enumerate(column):
+        try:
+            text = scalar.as_py()
+        except UnicodeDecodeError as err:
+            yield Record(f"{origin}@{row + place}", None, "not_utf8", detail=f"byte {err.start} of the text")
+        else:
+            yield field_record(f"{origin}@{row + place}", text, "the column")
+
+
+class _Parquet:
+    """A file in parts, its row groups. `first_rows`: the number of the first row of each."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = parquet.ParquetFile(file)
+        self.schema: pa.Schema = self._file.schema_arrow
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self.first_rows = [0, *accumulate(sizes)][: len(sizes)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def batches(self, part: int, name: str) -> Iterator[pa.Array]:
+        for batch in self._file.iter_batches(BATCH_ROWS, [part], columns=[name], use_threads=False):
             yield batch.column(0)
 
 
-def _orc_batches(origin: str, file: Path, source: SourceSpec) -> Iterator[pa.Array | Record | int]:
-    table = orc.ORCFile(file)
-    yield from _checked_schema(origin, table.schema, source)
-    for stripe in range(table.nstripes):
-        yield table.read_stripe(stripe, columns=[source.text_column]).column(0)
+class _Orc:
+    """The same for ORC and its stripes."""
+
+    def __init__(self, file: Path) -> None:
+        self._stream = file.open("rb")
+        try:
+            self._file = orc.ORCFile(self._stream)
+        except BaseException:
+            self._stream.close()
+            raise
+        self.schema: pa.Schema = self._file.schema
+        sizes = self._sizes(file)
+        self.first_rows = [0, *accumulate(sizes)][: len(sizes)]
+
+    def _sizes(self, file: Path) -> list[int]:
+        try:
+            return [stripe.num_rows for stripe in orc_footer.stripes(file)]
+        except ValueError:  # a compression that is not unpacked there
+            some = self.schema.names[:1]
+            return [self._file.read_stripe(number, columns=some).num_rows for number in range(self._file.nstripes)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def batches(self, part: int, name: str) -> Iterator[pa.Array]:
+        yield self._file.read_stripe(part, columns=[name]).column(0)
 
 
-def _checked_schema(origin: str, schema: pa.Schema, source: SourceSpec) -> Iterator[Record]:
+def _check_schema(schema: pa.Schema, source: SourceSpec) -> None:
     require_columns(schema.names, source.text_column, source.columns)
     kind = schema.field(source.text_column).type
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not any(is_kind(plain) for is_kind in TEXT_KINDS):
         raise Refused("retyped_column", f"column {source.text_column!r} is {kind}; wanted string: mend the source")
-    if source.columns:
-        yield from new_columns(origin, schema.names, (source.text_column, *source.columns))
 
 
 TEXT_KINDS = (

@@ -16,10 +16,10 @@ import zstandard
 
 from spark_jobs import python_environment
 from spark_jobs.byte_streams import COMPRESSED, line_start
-from spark_jobs.read_csv import csv_rows
+from spark_jobs.read_csv import csv_rows, row_starts
 from spark_jobs.read_lines import json_lines, text_lines
-from spark_jobs.read_pages import archive_records, html_file, text_file
-from spark_jobs.read_tables import row_group_ranges, table_rows
+from spark_jobs.read_pages import archive_cuts, archive_records, html_file, text_file
+from spark_jobs.read_tables import table_ranges, table_rows
 from spark_jobs.records import Record, Refused
 from spark_jobs.specs import SourceSpec
 
@@ -34,17 +34,19 @@ SUFFIXES = {
     "orc": (".orc",),
 }
 TABLES = ("parquet", "orc")  # with their own compression
+CUT = ("jsonl", "lines", "csv", "warc", *TABLES)  # kinds whose large files are read in pieces
 END = 1 << 62
 
 
 class Unit(NamedTuple):
-    """`path` relative to the source's path; bytes [first, stop) of an uncompressed file of lines, row groups [first, stop)
-    of a Parquet file, else the whole file.
+    """`path` relative to the source's path; bytes [first, stop) of a file of lines or an archive, counted after decompression,
+    or row groups or stripes [first, stop) of a table. `place`: the byte of the file at which `first` stands, if it is packed.
     """
 
     path: str
-    first: int
-    stop: int
+    first: int = 0
+    stop: int = END
+    place: int = 0
 
 
 def file_of(source: SourceSpec, path: str) -> Path:
@@ -64,15 +66,37 @@ def suffix_of(name: str, kind: str) -> str:
     return path.suffix.lower()
 
 
-def pieces(source: SourceSpec, file: Path, size: int, piece_bytes: int) -> list[tuple[int, int]]:
-    """(first, stop) of the units that a file of `size` bytes is read in: cut at starts of lines, or between row groups."""
-    if size > piece_bytes and source.kind == "parquet":
-        return row_group_ranges(file, piece_bytes)
-    by_lines = source.kind in ("jsonl", "lines") or (source.kind == "csv" and not source.quoted_newlines)
-    if size <= piece_bytes or not by_lines or file.suffix in COMPRESSED:
-        return [(0, END)]
-    starts = sorted({line_start(file, near) for near in range(0, size, piece_bytes)} - {size})
-    return list(zip(starts, [*starts[1:], END], strict=True))
+def pieces(source: SourceSpec, path: str, size: int, piece_bytes: int, max_bytes: int) -> list[Unit]:
+    """The units that a file of `size` bytes is read in: together they give the records of the whole, once each.
+
+    They are about `piece_bytes` large and begin where a line, row, record, row group or stripe does.
+    """
+    file = file_of(source, path)
+    packed = source.kind not in TABLES and file.suffix in COMPRESSED
+    if size <= piece_bytes or source.kind not in CUT or (packed and source.kind != "warc"):
+        return [Unit(path)]
+    if source.kind in TABLES:
+        return [Unit(path, first, stop) for first, stop in table_ranges(source.kind, file, piece_bytes)]
+    if source.kind == "warc":
+        begins = [(cut.first, cut.place) for cut in archive_cuts(file, max_bytes, piece_bytes)]
+    elif source.kind == "csv" and source.quoted_newlines:
+        begins = [(first, first) for first in _row_cuts(source, file, piece_bytes, max_bytes)]
+    else:
+        starts = {line_start(file, near) for near in range(0, size, piece_bytes)} - {size}
+        begins = [(first, first) for first in sorted(starts)]
+    stops = [*(first for first, _ in begins[1:]), END]
+    return [Unit(path, first, stop, place) for (first, place), stop in zip(begins, stops, strict=True)]
+
+
+def _row_cuts(source: SourceSpec, file: Path, piece_bytes: int, max_bytes: int) -> list[int]:
+    found = [0]
+    try:
+        for first in row_starts(file, source, max_bytes):
+            if first >= found[-1] + piece_bytes:
+                found.append(first)
+    except (Refused, OSError):  # reading it will say why
+        pass
+    return found
 
 
 def read_unit(source: SourceSpec, unit: Unit, max_bytes: int) -> Iterator[Record]:
@@ -82,7 +106,8 @@ def read_unit(source: SourceSpec, unit: Unit, max_bytes: int) -> Iterator[Record
         for record in _raw_records(source, unit, origin, max_bytes):
             yield _checked(record, max_bytes)
     except Refused as err:
-        yield Record(origin, None, err.reason, detail=str(err))
+        if unit.first == 0:  # it is the file that is refused: once
+            yield Record(origin, None, err.reason, detail=str(err))
     except EOFError as err:
         yield Record(origin, None, "truncated", detail=str(err))
     except (OSError, zlib.error, zstandard.ZstdError, pa.ArrowException, SyntaxError) as err:
@@ -105,7 +130,7 @@ def _raw_records(source: SourceSpec, unit: Unit, origin: str, max_bytes: int) ->
     elif source.kind == "html":
         yield from html_file(origin, file, source, max_bytes)
     elif source.kind == "warc":
-        yield from archive_records(origin, file, source, max_bytes)
+        yield from archive_records(origin, file, unit.first, unit.stop, unit.place, source, max_bytes)
     else:
         yield from table_rows(origin, file, unit.first, unit.stop, source)
 

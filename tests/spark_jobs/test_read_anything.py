@@ -1,17 +1,13 @@
 """Whatever a file holds, its reader gives documents and rejects, and raises nothing."""
 
 import gzip
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import parquet
 
-from spark_jobs import ingest
 from spark_jobs.readers import Unit, read_unit
-from spark_jobs.specs import IngestSpec, SourceSpec
+from spark_jobs.specs import SourceSpec
 
 ENCODINGS = st.sampled_from(
     ["", "utf-8", "cp1252", "shift_jis", "gb18030", "utf-16", "utf-7", "idna", "hex", "punycode"]
@@ -71,46 +67,3 @@ def test_archive_with_one_wrong_byte_loses_at_most_two_records(
     file.write_bytes(whole)
     records = list(read_unit(SourceSpec(kind="warc", path=str(file)), Unit("", 0, 1 << 62), 1000))
     assert sum(record.text == "abcde" for record in records) >= 6
-
-
-def test_large_parquet_file_is_cut_between_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_BYTES", 300)
-    texts = [f"text number {n}" for n in range(100)]
-    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=7)
-    source = SourceSpec(kind="parquet", path=str(tmp_path))
-    size = (tmp_path / "a.parquet").stat().st_size
-    pieces = list(ingest._pieces(IngestSpec(sources=(source,)), 0, "a.parquet", size))
-    assert len(pieces) > 3
-    read = [
-        record
-        for piece in pieces
-        for record in read_unit(source, Unit("a.parquet", piece["first"], piece["stop"]), 1000)
-    ]
-    assert [(record.text, record.origin) for record in read] == [
-        (text, f"a.parquet@{row}") for row, text in enumerate(texts)
-    ]
-    (tmp_path / "b.parquet").write_bytes(b"no table" * 100)
-    assert len(list(ingest._pieces(IngestSpec(sources=(source,)), 0, "b.parquet", 800))) == 1
-
-
-@pytest.mark.parametrize(("kind", "name"), [("jsonl", "a.jsonl"), ("lines", "a.txt"), ("csv", "a.csv")])
-def test_large_files_of_lines_are_cut_into_pieces_that_give_every_record_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
-) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_BYTES", 100)
-    row = {"jsonl": '{{"text":"{}"}}', "lines": "{}", "csv": "{}"}[kind]
-    texts = [f"text number {n}" for n in range(50)]
-    (tmp_path / name).write_text(
-        "".join(row.format(text) + "\n" for text in (["text"] if kind == "csv" else []) + texts)
-    )
-    source = SourceSpec(kind=kind, path=str(tmp_path), quoted_newlines=False)
-    spec = IngestSpec(sources=(source,))
-    pieces = list(ingest._pieces(spec, 0, name, (tmp_path / name).stat().st_size))
-    assert len(pieces) > 5
-    read = [
-        record.text for piece in pieces for record in read_unit(source, Unit(name, piece["first"], piece["stop"]), 1000)
-    ]
-    assert read == texts
-    whole = source.model_copy(update={"quoted_newlines": True})
-    if kind == "csv":
-        assert len(list(ingest._pieces(IngestSpec(sources=(whole,)), 0, name, 10_000))) == 1
