@@ -89,11 +89,68 @@ class ScheduleSpec(Frozen):
     )
 
 
+class EmaSpec(Frozen):
+    """An exponential moving average of the weights, kept beside them."""
+
+    decay: float = Field(0.0, ge=0, lt=1, description="Of the average, for example 0.999; 0: none is kept.")
+    export: bool = Field(True, description="Whether the average, if there is one, is what is exported and evaluated.")
+
+
+class SpikeSpec(Frozen):
+    """What to do where loss or gradient norm jump. A step that is not finite is skipped in any case.
+
+    Skipping drops the step's rows; after max_skips in a row training goes back to the newest checkpoint without an
+    incident before it, and jumps over all rows since.
+    """
+
+    enabled: bool = Field(False, description="Look for spikes: mean + sigma over the last `window` steps.")
+    sigma: float = Field(6.0, gt=0, description="Standard deviations above the mean that make a spike. OLMo-core's.")
+    window: int = Field(128, ge=2, description="Accepted steps the mean is taken over.")
+    active_after: int = Field(64, ge=2, description="Accepted steps before the first spike can be found.")
+    max_skips: int = Field(3, ge=0, description="Steps skipped in a row before going back (or stopping).")
+    max_rollbacks: int = Field(3, ge=0, description="Times training goes back before it stops; 0: it stops at once.")
+
+    @model_validator(mode="after")
+    def window_reaches(self) -> SpikeSpec:
+        if self.active_after > self.window:
+            raise ValueError(f"active_after {self.active_after} is more than the window of {self.window} steps")
+        return self
+
+
+class AdaptiveBatchSpec(Frozen):
+    """The gradient-noise scale (arXiv:1812.06162), and a batch that follows it. The rate follows the tokens all the same."""
+
+    measure_every: int = Field(0, ge=0, description="Steps between two measurements; 0: none.")
+    smoothing: float = Field(0.95, ge=0, lt=1, description="Share of the past in the measured means.")
+    max_ratio: int = Field(
+        1, ge=1, le=1024, description="Largest batch as a multiple of sequences_per_step; 1: measure only."
+    )
+    change_every: int = Field(20, ge=1, description="Steps between two changes of the batch.")
+
+
+class EarlyStopSpec(Frozen):
+    """Look at a loss every so many steps, and stop when it has not fallen for `patience` looks."""
+
+    watch: Literal["train", "heldout"] = Field(
+        "train",
+        description="train: mean loss since the last look. heldout: of held-out documents, the highest ids first; the "
+        "gate scores the lowest.",
+    )
+    every: int = Field(20, ge=1, description="Steps between two looks.")
+    patience: int = Field(0, ge=0, description="Looks without a gain before training stops; 0: it never does.")
+    min_gain: float = Field(0.0, ge=0, description="Nats a target the loss must fall by to count as a gain.")
+    num_sequences: int = Field(16, ge=1, description="Held-out sequences scored at a look.")
+
+
 class TrainSpec(Frozen):
     model: ModelSpec = ModelSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     loss: LossSpec = LossSpec()
+    ema: EmaSpec = EmaSpec()
+    spikes: SpikeSpec = SpikeSpec()
+    adaptive_batch: AdaptiveBatchSpec = AdaptiveBatchSpec()
+    early_stop: EarlyStopSpec = EarlyStopSpec()
     num_steps: int = Field(220, ge=1, description="Optimizer steps on the first night (from scratch).")
     continue_steps: int = Field(60, ge=1, description="Optimizer steps on a later night (from the champion).")
     continue_rate_ratio: float = Field(
