@@ -75,12 +75,11 @@ def facts_suite(handle: Handle, table: DataFrame, schema: Schema, spec: CheckSpe
     while step is not None:
         counts = step.counts
         refused = sum(count for name, count in counts.items() if name.startswith("reject."))
-        rows_in = counts.get("in", -1)
         rows.append(
             {
                 "step": step.step,
-                "rows_lost": rows_in - counts.get("out", -1) - refused,
-                "reject_ratio": refused / max(rows_in, 1),
+                "rows_lost": rows_lost(step, refused),
+                "reject_ratio": refused / max(counts.get("in", 0), 1),
                 "is_schema_right": schema_matches(table, schema) if step is handle else True,
             }
         )
@@ -94,6 +93,15 @@ def facts_suite(handle: Handle, table: DataFrame, schema: Schema, spec: CheckSpe
             gxe.ExpectColumnValuesToBeBetween(column="reject_ratio", min_value=0, max_value=spec.max_reject_ratio),
         ],
     )
+
+
+def rows_lost(handle: Handle, num_refused: int) -> int:
+    """Rows of which the counts of a step do not say what became of them; -1 if a count is missing."""
+    names = ("documents", "trained", "heldout") if isinstance(handle, TokenShards) else ("in", "out")
+    if not handle.counts.keys() >= set(names):
+        return -1
+    whole, *parts = (handle.counts[name] for name in names)
+    return whole - sum(parts) - num_refused
 
 
 def documents_suite(table: DataFrame, num_rows: int, spec: CheckSpec) -> Suite:
