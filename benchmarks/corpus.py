@@ -7,8 +7,9 @@ that this Python carries, grown to `--mb` by mixing passages of them; one docume
 in ten has a few words changed. Each run is a process of its own, warmed up on a small corpus, so that start-up and compilation
 do not count. The tokenizer is made beforehand.
 
-The peer is datatrove's own pipeline (Gopher quality and repetition, C4, FineWeb, personal data, MinHash, tokens) over a part
-of the same corpus, run by an interpreter that has datatrove (this one, or --peer-python); null without one.
+The peer is datatrove's own pipeline (Gopher quality and repetition, C4, FineWeb, MinHash, personal data, tokens; no language,
+whose model it would download) over a part of the same corpus, run by an interpreter that has datatrove: this one, once
+`uv pip install -c constraints.txt -e '.[bench]'` was run, or --peer-python; null without one.
 
 Ends with one JSON line: {"mb_per_s_core", "peer_mb_per_s_core", "ratio", "scaling", "peak_mb", "peak_mb_50", "rows_in",
 "rows_out", "rejects"}. `peak_mb_50` is the peak over a quarter of the corpus.
@@ -108,10 +109,16 @@ def base_passages() -> Iterator[str]:
     for text in base_texts():
         passage = ""
         for paragraph in text.replace("\r\n", "\n").split("\n\n"):
-            passage += paragraph[:4000] + "\n\n"
+            passage += unwrapped(paragraph)[:4000] + "\n\n"
             if len(passage) > 1000:
                 yield passage.strip()
                 passage = ""
+
+
+def unwrapped(paragraph: str) -> str:
+    """Lines broken by an editor at some 70 characters, as one line: the rules judge lines as web pages have them."""
+    lines = paragraph.split("\n")
+    return " ".join(lines) if len(lines) > 1 and all(40 < len(line) < 100 for line in lines[:-1]) else paragraph
 
 
 def base_texts() -> Iterator[str]:
@@ -185,7 +192,11 @@ def measure(folder: Path, corpus: Path, warm: Path, tokenizer: Path, cores: int)
     out = folder / f"out-{corpus.name}-{cores}"
     argv = [sys.executable, "-m", "benchmarks.corpus", "--run", str(corpus), str(warm), str(tokenizer), str(out)]
     environment = os.environ | {"NIGHTMILL_SPARK_MASTER": f"local[{cores}]", "NIGHTMILL_SCRATCH": str(folder)}
-    child = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True)
+    # The kernel keeps all of it, JVM and Python, on `cores` cores: local[1] alone would still use a second one.
+    allowed = sorted(os.sched_getaffinity(0))[:cores]
+    child = subprocess.Popen(
+        argv, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, allowed)
+    )
     process = psutil.Process(child.pid)
     with Meter(lambda: [process, *process.children(recursive=True)] if process.is_running() else []) as meter:
         printed, _ = child.communicate()

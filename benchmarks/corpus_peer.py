@@ -21,6 +21,7 @@ def main() -> None:
         MinhashDedupFilter,
         MinhashDedupSignature,
     )
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.filters import (
         C4QualityFilter,
         FineWebQualityFilter,
@@ -31,8 +32,10 @@ def main() -> None:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
     from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.utils.hashing import HashConfig
 
     corpus, tokenizer, megabytes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    minhash = MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))  # its xxhash path fails with xxhash 4
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
@@ -42,12 +45,12 @@ def main() -> None:
             ).run()
 
         def chain(part: Path, out: Path) -> None:
-            run(JsonlReader(str(part)), GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(filter_no_terminal_punct=False),
-                FineWebQualityFilter(), PIIFormatter(), JsonlWriter(f"{out}/clean"))  # fmt: skip
-            run(JsonlReader(f"{out}/clean"), MinhashDedupSignature(f"{out}/signatures"))
-            for step in (MinhashDedupBuckets(f"{out}/signatures", f"{out}/buckets"),):
-                LocalPipelineExecutor([step], tasks=14, workers=1, skip_completed=False).run()
-            run(MinhashDedupCluster(f"{out}/buckets", f"{out}/remove"))
+            run(JsonlReader(str(part)), GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(),
+                FineWebQualityFilter(), JsonlWriter(f"{out}/clean"))  # fmt: skip
+            run(JsonlReader(f"{out}/clean"), MinhashDedupSignature(f"{out}/signatures", minhash))
+            buckets = MinhashDedupBuckets(f"{out}/signatures", f"{out}/buckets", config=minhash)
+            LocalPipelineExecutor([buckets], tasks=14, workers=1, skip_completed=False).run()
+            run(MinhashDedupCluster(f"{out}/buckets", f"{out}/remove", config=minhash))
             run(JsonlReader(f"{out}/clean"), MinhashDedupFilter(f"{out}/remove"), PIIFormatter(),
                 DocumentTokenizer(f"{out}/tokens", tokenizer_name_or_path=tokenizer, eos_token="<|eos|>"))  # fmt: skip
 

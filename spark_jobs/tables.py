@@ -24,6 +24,10 @@ from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENT_ORDER, DOCUMENTS, REJECT_ORDER, REJECTS, Schema, ddl
 
 FILE_BYTES = 128 << 20  # uncompressed bytes a file aims at
+SMALL_FILE_BYTES = (
+    16 << 20
+)  # and at least, while there are fewer than SMALL_FILES: a small table is written by several cores
+SMALL_FILES = 8
 REJECT_BYTES = 200  # of one reject row, roughly
 ROW_GROUP_BYTES = 2 << 20  # of documents: what a look-up of one document reads at most, but for very long ones
 WRITER_OPTIONS = {"parquet": {"compression": "zstd"}, "orc": {"compression": "zstd"}}
@@ -53,7 +57,8 @@ def num_staged(folder: str) -> int:
 
 
 def num_files(size_bytes: int) -> int:
-    return max(1, -(-size_bytes // FILE_BYTES))
+    """Follows from the size alone, so that any cluster writes the same files."""
+    return max(1, -(-size_bytes // FILE_BYTES), min(SMALL_FILES, size_bytes // SMALL_FILE_BYTES))
 
 
 def range_of_hex(column: str, parts: int) -> SparkColumn:

@@ -29,7 +29,7 @@ from spark_jobs.tokenizer import sample_texts
 
 Ends = tuple[packing.Ranks, NDArray[np.bool_]]
 
-BLOCK_TOKENS = 16_000_000
+BLOCK_TOKENS = 4_000_000
 TOKEN_BYTES = 4
 HELDOUT_SALT = (
     "heldout"  # not the bits that order documents, or the tokenizer's sample would meet the held-out ones first
