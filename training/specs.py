@@ -11,17 +11,24 @@ from training.parallel_spec import ParallelSpec
 
 
 class ModelSpec(Frozen):
-    """A Llama-shaped causal language model of `transformers`, from scratch on the first night.
+    """A language model of `transformers`, from scratch on the first night. Fields an architecture lacks are not used.
 
     The defaults are what reached the fewest bits per byte on the demo's text in 45 CPU-seconds: wide vocabulary, few
     blocks, small steps.
     """
 
+    architecture: str = Field(
+        "llama", pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Model type of transformers: llama, gpt2, bert, t5 ..."
+    )
+    overrides: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Fields of the architecture's configuration that have no name here."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Of every layer that has one; other units on each rank.")
     hidden_size: int = Field(96, ge=8, description="Width.")
-    num_layers: int = Field(2, ge=1, le=200, description="Decoder blocks.")
+    num_layers: int = Field(2, ge=1, le=200, description="Blocks; of an encoder-decoder, of each.")
     num_heads: int = Field(4, ge=1, description="Query heads; must divide hidden_size.")
     num_kv_heads: int = Field(2, ge=1, description="Key/value heads (grouped-query attention); must divide num_heads.")
-    intermediate_size: int = Field(256, ge=8, description="Width of the SwiGLU feed-forward layer.")
+    intermediate_size: int = Field(256, ge=8, description="Width of the feed-forward layer.")
     tie_embeddings: bool = Field(True, description="Share the input embedding with the output layer.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary position embedding.")
 
@@ -144,6 +151,12 @@ class EarlyStopSpec(Frozen):
 
 class TrainSpec(Frozen):
     model: ModelSpec = ModelSpec()
+    objective: Literal["causal_lm", "masked_lm", "seq2seq_lm"] = Field(
+        "causal_lm",
+        description="causal_lm: the next token. masked_lm: hidden tokens, as BERT. seq2seq_lm: the rest of a document from "
+        "its beginning, for encoder-decoders as T5.",
+    )
+    mask_share: float = Field(0.15, gt=0, lt=1, description="Tokens to predict, of masked_lm.")
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     loss: LossSpec = LossSpec()
