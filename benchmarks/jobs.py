@@ -33,6 +33,7 @@ def publish_texts(root: Path, night: str, texts: list[str]) -> Documents:
         "doc_id": [ids[place] for place in order], "text": [texts[place] for place in order],
         "source": ["text"] * len(texts), "origin": [f"{place:09d}" for place in order], "priority": [10] * len(texts),
         "language": [""] * len(texts), "language_score": [0.0] * len(texts),
+        "quality_score": [None] * len(texts),
     }  # fmt: skip
     schema = pa.schema([(name, KINDS[kind]) for name, kind in DOCUMENTS.items()])
     parquet.write_table(pa.table({name: columns[name] for name in DOCUMENTS}, schema), out / "data/part-00000.parquet")

@@ -13,6 +13,7 @@ from tasks.data_steps import (
     dedup_documents,
     ingest_documents,
     list_forgotten,
+    make_classifier,
     make_tokenizer,
     snapshot_corpus,
     tokenize_documents,
@@ -32,7 +33,7 @@ def prepare_corpus(spec: NightlySpec, night: str = "") -> FlowReport:
         raw = ingest_documents(spec.ingest, history)
         if tonight.nothing_new(raw, history):
             return tonight.report()
-        cleaned = clean_documents(raw, spec.clean)
+        cleaned = clean_documents(raw, spec.clean, make_classifier(spec.clean))
         unique = dedup_documents(cleaned, spec.dedup, history, list_forgotten(history))
         documents = decontaminate_documents(unique, spec.decontaminate)
         documents_check = check_dataset(documents, spec.check)

@@ -21,7 +21,9 @@ from tasks.workspace import Workspace, home, parse_night
 if TYPE_CHECKING:
     from flows.report import NightReport
 
-SPARK_STEPS = {"ingest", "clean", "dedup", "decontaminate", "check-documents", "tokenizer", "tokenize", "check-tokens"}
+SPARK_STEPS = {
+    "ingest", "classifier", "clean", "dedup", "decontaminate", "check-documents", "tokenizer", "tokenize", "check-tokens",
+}  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:

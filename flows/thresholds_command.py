@@ -15,9 +15,13 @@ from rich.text import Text
 from flows.console import terminal
 from flows.report_command import chosen_night
 from flows.specs import load_spec
+from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Documents
 from spark_jobs.requests import Request
+from spark_jobs.specs import CleanSpec
 from tasks.application import Application
+from tasks.data_steps import classifier_step
+from tasks.steps import find
 from tasks.workspace import Workspace
 
 DEADLINE_S = 24 * 3600.0
@@ -29,10 +33,11 @@ def report_thresholds(arguments: argparse.Namespace) -> int:
     workspace = Workspace.of(spec.name)
     night = chosen_night(workspace, arguments.night)
     documents = workspace.output(night, "ingest", Documents, "prepare-corpus")
+    inputs = {"documents": documents.uri} | _classifier(spec.clean, night, workspace)
     application = Application("spark", workspace.root / "logs" / night)
     with tempfile.TemporaryDirectory(dir=workspace.root) as folder:
         request = Request(
-            job="thresholds", spec=spec.clean.model_dump(mode="json"), inputs={"documents": documents.uri}, out=folder, night=night
+            job="thresholds", spec=spec.clean.model_dump(mode="json"), inputs=inputs, out=folder, night=night
         )  # fmt: skip
         try:
             application.ask(request, DEADLINE_S, lambda event: None)
@@ -41,6 +46,17 @@ def report_thresholds(arguments: argparse.Namespace) -> int:
         rows = _read(Path(folder))
     print_tables(terminal(), rows, f"night {night} of {spec.name}: {documents.num_rows:,} documents ingested")
     return 0
+
+
+def _classifier(spec: CleanSpec, night: str, workspace: Workspace) -> dict[str, str]:
+    """The classifier of `spec`, if it asks for one. Raises: RequestError if no night has trained it."""
+    step = classifier_step(spec, night)
+    if step is None:
+        return {}
+    found, why = find(step, workspace)
+    if found is None:
+        raise RequestError(f"clean.classifier: not trained in {workspace.root} yet ({why}); run a night with it first")
+    return {"classifier": found.uri}
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""Clean documents: repair and normalise their text, mask personal data, name the language, then apply the quality
-rules (mojibake.py, text_rules.py, pii.py, language.py, quality_rules.py).
+"""Clean documents: repair and normalise their text, mask personal data, name the language, score it if a classifier was
+trained, then apply the quality rules (cleaned_text.py, language.py, quality_model.py, quality_rules.py).
 
 The document id stays the hash of the text as ingested, so a cleaned document can be traced to its source.
 """
@@ -14,15 +14,17 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs import language, mojibake, pii, quality_rules, tables, text_rules
+from spark_jobs import language, pii, quality_rules, tables
+from spark_jobs.cleaned_text import clean_texts
 from spark_jobs.job import Job
-from spark_jobs.manifests import Documents
+from spark_jobs.manifests import Documents, QualityClassifier
+from spark_jobs.quality_model import QualityModel, load_model
 from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENTS, Schema, ddl
 from spark_jobs.specs import CleanSpec
 
-RULE_VERSION = "quality-3"
-COMPUTED = ("text", "language", "language_score")
+RULE_VERSION = "quality-4"
+COMPUTED = ("text", "language", "language_score", "quality_score")
 LABELLED: Schema = DOCUMENTS | {
     "num_bytes": "bigint", "reason": "string", "value": "double", "threshold": "double", "detail": "string",
 } | {f"masked_{kind}": "bigint" for kind in pii.KINDS} | {"mended_nul": "bigint", "mended_mojibake": "bigint"}  # fmt: skip
@@ -30,9 +32,8 @@ LABELLED: Schema = DOCUMENTS | {
 
 def clean(job: Job, spec: CleanSpec) -> Outcome:
     documents = job.input("documents", Documents)
-    labelled = tables.stage(
-        label_documents(tables.read_data(job.spark, documents, DOCUMENTS), spec), job.scratch("labelled")
-    )
+    texts = tables.read_data(job.spark, documents, DOCUMENTS)
+    labelled = tables.stage(label_documents(texts, spec, model_for(job, spec)), job.scratch("labelled"))
     outcome = tables.write_documents(job, labelled, documents.format, RULE_VERSION)
     return outcome.model_copy(update={"counts": outcome.counts | tallies(labelled, spec)})
 
@@ -45,7 +46,12 @@ def tallies(labelled: DataFrame, spec: CleanSpec) -> dict[str, int]:
     return {name.replace("_", ".", 1): int(row[name] or 0) for name in columns}
 
 
-def label_documents(documents: DataFrame, spec: CleanSpec) -> DataFrame:
+def model_for(job: Job, spec: CleanSpec) -> QualityModel | None:
+    """What the step before trained, if `spec` asks for a classifier. Raises: RequestError if it is no input of the job."""
+    return None if spec.classifier is None else load_model(job.input("classifier", QualityClassifier))
+
+
+def label_documents(documents: DataFrame, spec: CleanSpec, model: QualityModel | None = None) -> DataFrame:
     """Normalise each text and name the first rule it breaks.
 
     In:  DOCUMENTS
@@ -55,25 +61,26 @@ def label_documents(documents: DataFrame, spec: CleanSpec) -> DataFrame:
 
     def label_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield label_batch(batch, spec)
+            yield label_batch(batch, spec, model)
 
     return documents.select(*DOCUMENTS).mapInArrow(label_batches, ddl(LABELLED))
 
 
-def label_batch(batch: pa.RecordBatch, spec: CleanSpec) -> pa.RecordBatch:
+def label_batch(batch: pa.RecordBatch, spec: CleanSpec, model: QualityModel | None = None) -> pa.RecordBatch:
     raw = batch.column("text")
-    repaired = mojibake.repair(raw) if spec.fix_mojibake else raw
-    texts = text_rules.normalise(repaired)
-    texts, masked = pii.mask(quality_rules.strip_lines(texts, spec), spec.mask_pii)
+    texts, repaired, masked = clean_texts(raw, spec)
     codes, scores = language.identify(texts) if spec.identify_language else ([""] * len(texts), np.zeros(len(texts)))
     names = np.array(codes, object)
-    measured = quality_rules.measure(texts, spec)
+    measured = quality_rules.measure(texts, spec, model)
     reason, value, threshold = quality_rules.first_broken(measured, spec, names, scores)
     nothing = np.zeros(len(texts), np.int64)
     columns = {name: batch.column(name) for name in DOCUMENTS if name not in COMPUTED} | {
         "text": texts,
         "language": pa.array(codes, pa.string()),
         "language_score": pa.array(scores, pa.float64()),
+        "quality_score": pa.array(measured["quality_score"])
+        if model is not None
+        else pa.nulls(len(texts), pa.float64()),
         "num_bytes": pc.binary_length(texts).cast(pa.int64()),
         "reason": pa.array(reason, pa.string()),
         "value": pa.array(value, pa.float64(), mask=np.isnan(value)),

@@ -19,7 +19,7 @@ from spark_jobs import data_docs
 from spark_jobs.job import Job
 from spark_jobs.manifests import Documents, Handle, TokenShards
 from spark_jobs.requests import Outcome
-from spark_jobs.schemas import DOCUMENTS, SEQUENCES, Schema
+from spark_jobs.schemas import DOCUMENTS, NULLABLE, SEQUENCES, Schema
 from spark_jobs.specs import CheckSpec
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def check_documents(job: Job, spec: CheckSpec) -> Outcome:
     table = _read(job, documents)
     suites = [facts_suite(documents, table, DOCUMENTS, spec)]
     if schema_matches(table, DOCUMENTS):
-        suites.append(documents_suite(table, documents.num_rows, spec))
+        suites.append(documents_suite(table, documents.num_rows, spec, was_scored(documents)))
     return report(job, documents, suites)
 
 
@@ -104,7 +104,15 @@ def rows_lost(handle: Handle, num_refused: int) -> int:
     return whole - sum(parts) - num_refused
 
 
-def documents_suite(table: DataFrame, num_rows: int, spec: CheckSpec) -> Suite:
+def was_scored(documents: Documents) -> bool:
+    """Whether a quality classifier scored these documents, by the specs of the steps they went through."""
+    if documents.spec.get("classifier"):
+        return True
+    before = documents.parent("documents")
+    return before is not None and was_scored(Documents.load(documents.at(before.address)))
+
+
+def documents_suite(table: DataFrame, num_rows: int, spec: CheckSpec, is_scored: bool) -> Suite:
     import great_expectations.expectations as gxe
 
     frame, expectations = common_expectations(table, DOCUMENTS, num_rows, spec)
@@ -115,7 +123,10 @@ def documents_suite(table: DataFrame, num_rows: int, spec: CheckSpec) -> Suite:
         gxe.ExpectColumnValueLengthsToBeBetween(column="source", min_value=1, max_value=64),
         gxe.ExpectColumnValueLengthsToBeBetween(column="origin", min_value=1),
         gxe.ExpectColumnValuesToBeBetween(column="priority", min_value=0, max_value=1000),
+        gxe.ExpectColumnValuesToBeBetween(column="quality_score", min_value=0, max_value=1),
     ]
+    if is_scored:
+        expectations.append(gxe.ExpectColumnValuesToNotBeNull(column="quality_score"))
     return Suite(frame, expectations)
 
 
@@ -148,13 +159,13 @@ def tokens_suite(table: DataFrame, tokens: TokenShards, spec: CheckSpec) -> Suit
 def common_expectations(
     table: DataFrame, schema: Schema, num_rows: int, spec: CheckSpec
 ) -> tuple[DataFrame, list[Expectation]]:
-    """Row bounds, the manifest's row count, no null anywhere, and no NaN (which passes every comparison upwards)."""
+    """Row bounds, the manifest's row count, no null but in NULLABLE, and no NaN (which passes every comparison upwards)."""
     import great_expectations.expectations as gxe
 
     expectations: list[Expectation] = [
         gxe.ExpectTableRowCountToBeBetween(min_value=spec.min_rows, max_value=spec.max_rows),
         gxe.ExpectTableRowCountToEqual(value=num_rows),
-        *(gxe.ExpectColumnValuesToNotBeNull(column=name) for name in schema),
+        *(gxe.ExpectColumnValuesToNotBeNull(column=name) for name in schema if name not in NULLABLE),
     ]
     floats = [name for name, kind in schema.items() if kind in FLOATS]
     for name in floats:

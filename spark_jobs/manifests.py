@@ -165,6 +165,22 @@ class Documents(Handle):
     kind: ClassVar[str] = "documents"
 
 
+class QualityClassifier(Handle):
+    """`data/weights.npy` float32[num_rows] and `data/model.json`, see quality_model.py.
+
+    num_good, num_bad: texts it was made from, of which num_heldout were not learned from; auc and accuracy are of those:
+    share of pairs of a good and a bad text in which the good one scores higher, and share of texts on their side of 0.5
+    (mean of both kinds).
+    """
+
+    kind: ClassVar[str] = "classifiers"
+    num_good: int
+    num_bad: int
+    num_heldout: int
+    auc: float
+    accuracy: float
+
+
 class CheckReport(Handle):
     """Great Expectations result of one dataset: `results.json`, and `data_docs/` for the browser."""
 

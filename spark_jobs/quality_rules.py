@@ -1,7 +1,7 @@
 """Every quality rule in one table: what it measures, which setting is its threshold, and on which side a document breaks it.
 
 Definitions and sources of the measures: text_rules.py (Gopher quality), repetition_rules.py (Gopher repetition),
-line_rules.py (C4, FineWeb). The first rule broken, in the order of the table, names the reject.
+line_rules.py (C4, FineWeb), quality_model.py (the classifier). The first rule broken, in the order of the table, names the reject.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from spark_jobs import line_rules, repetition_rules, text_rules
+from spark_jobs.quality_model import QualityModel
 from spark_jobs.specs import CleanSpec
 
 Floats = NDArray[np.float64]
@@ -48,6 +49,7 @@ RULES = (
     Rule("fineweb_dup_line_chars", "dup_line_char_ratio", "fineweb.max_dup_line_char_ratio", "at most"),
     Rule("short_lines", "short_line_ratio", "fineweb.max_short_line_ratio", "at most"),
     Rule("list_like", "line_word_ratio", "fineweb.max_line_word_ratio", "at most"),
+    Rule("low_quality", "quality_score", "classifier.min_score", "at least"),
 )
 
 
@@ -59,8 +61,8 @@ def strip_lines(texts: pa.Array, spec: CleanSpec) -> pa.Array:
     return pa.array([line_rules.keep_lines(text, words) for text in texts.to_pylist()], pa.string())
 
 
-def measure(texts: pa.Array, spec: CleanSpec) -> Measured:
-    """Everything the active rules of `spec` ask for."""
+def measure(texts: pa.Array, spec: CleanSpec, model: QualityModel | None = None) -> Measured:
+    """Everything the active rules of `spec` ask for. model: needed if `spec` has a classifier."""
     measured: Measured = dict(text_rules.measure(texts)._asdict())
     if spec.repetition is not None or spec.fineweb is not None:
         measured |= repetition_rules.measure(texts, max_ngram=10 if spec.repetition is not None else 1)
@@ -68,6 +70,8 @@ def measure(texts: pa.Array, spec: CleanSpec) -> Measured:
         measured |= line_rules.measure(texts)._asdict()
     if spec.c4 is not None:
         measured["is_placeholder"] = np.array([line_rules.is_placeholder(text) for text in texts.to_pylist()], float)
+    if model is not None:
+        measured["quality_score"] = model.score(texts)
     return measured
 
 

@@ -31,10 +31,21 @@ JobFunction = Callable[[Job, Any], Outcome]
 
 def jobs() -> dict[str, tuple[type[Frozen], JobFunction]]:
     """Job name -> (spec type, function)."""
-    from spark_jobs import clean, decontaminate, dedup, expectations, ingest, thresholds, tokenization, tokenizer
+    from spark_jobs import (
+        clean,
+        decontaminate,
+        dedup,
+        expectations,
+        ingest,
+        quality_training,
+        thresholds,
+        tokenization,
+        tokenizer,
+    )
 
     return {
         "ingest": (specs.IngestSpec, ingest.ingest),
+        "classifier": (specs.ClassifierJobSpec, quality_training.train_classifier),
         "clean": (specs.CleanSpec, clean.clean),
         "dedup": (specs.DedupSpec, dedup.dedup),
         "thresholds": (specs.CleanSpec, thresholds.thresholds),

