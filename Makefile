@@ -7,7 +7,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export NIGHTMILL_HOME ?= $(CURDIR)/var
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench up down clean
+.PHONY: help install demo test check bench parity up down clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ check: $(STAMP)  ## format, lint, types, import direction, spelling
 
 bench: $(STAMP)  ## the benchmark scripts of this repository
 	$(BIN)/python -m benchmarks.demo
+
+parity: $(STAMP)  ## every way to share training against one rank, in float64; writes the table in README.md
+	$(BIN)/python -m benchmarks.parity
 
 up: $(STAMP)  ## Prefect UI, MLflow UI, workers, deployments
 	@$(BIN)/nightmill up

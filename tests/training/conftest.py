@@ -36,7 +36,7 @@ from spark_jobs.manifests import (
     file_sha256,
 )
 from spark_jobs.requests import Outcome
-from training.pretrain.parallel import Ranks
+from training.pretrain.mesh import Ranks
 
 # One thread: no OpenMP pool, so that tests may fork ranks from this process.
 torch.set_num_threads(1)

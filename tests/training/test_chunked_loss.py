@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from spark_jobs.errors import RequestError
 from training.pretrain.chunked_loss import install_loss_head, sum_linear_cross_entropy
 from training.pretrain.loss import IGNORED, sum_cross_entropy
-from training.pretrain.parallel import Ranks
+from training.pretrain.mesh import Ranks
 from training.specs import LossSpec
 
 N, D, V = 37, 6, 50

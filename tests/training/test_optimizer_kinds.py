@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from training.pretrain import checkpointing
+from training.pretrain.mesh import Ranks
 from training.pretrain.muon import Muon, orthogonalised
 from training.pretrain.optimizer import depths_of, make_optimizer, parameter_groups, set_rate
-from training.pretrain.parallel import Ranks
 from training.specs import OptimizerSpec
 
 KINDS = get_args(OptimizerSpec.model_fields["kind"].annotation)

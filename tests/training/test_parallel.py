@@ -1,80 +1,80 @@
-"""Two ranks against one, in float64: the same numbers, or the parallel code is wrong."""
+"""Every layout of `make parity` against one rank, in float64, over fewer steps; and what a step refuses."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import re
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from benchmarks.parity import LAYOUTS, ONE_RANK, Layout, batches_at, on_ranks, tiny_llama, train, write_between_markers
 from spark_jobs.errors import TrainingError
-from training.pretrain import checkpointing
-from training.pretrain.model import model_config, new_model
-from training.pretrain.optimizer import make_optimizer
-from training.pretrain.parallel import Ranks, shard_model
-from training.pretrain.sequence_order import corpus_row_groups
-from training.pretrain.token_shards import Sequences
-from training.pretrain.trainer import rank_positions, train_step
-from training.specs import ModelSpec, OptimizerSpec
+from training.parallel_spec import ParallelSpec
+from training.pretrain.mesh import Ranks, make_mesh
+from training.pretrain.optimizer import clip_gradients, make_optimizer
+from training.pretrain.parallel import parallelize
+from training.pretrain.pipeline import split_blocks
+from training.pretrain.trainer import train_step
+from training.specs import OptimizerSpec
 
-SEQUENCES = 6  # a step; micro-batches of 2 leave a tail of 1 on two ranks
-
-
-def train_float64(world, ranks: Ranks, num_steps: int, micro_batch: int) -> dict[str, Any]:
-    """Losses, norms and final weights of a tiny model; documents of unequal length give ranks unequal targets."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        spec = ModelSpec(hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_size=24)
-        model = new_model(model_config(spec, world.tokenizer, 32), 0)
-        assert next(model.parameters()).dtype == torch.float64
-        shard_model(model, ranks)
-        optimizer = make_optimizer(model, OptimizerSpec(learning_rate=1e-2))
-        sequences = Sequences(corpus_row_groups(world.corpus), 32, 0, 0.5, seed=0)
-        curve = []
-        for step in range(num_steps):
-            batches = list(sequences.micro_batches(rank_positions(step, SEQUENCES, ranks), micro_batch))
-            facts = train_step(model, optimizer, batches, 1e-2, 0.5, ranks)
-            curve.append((facts.loss, facts.grad_norm, facts.tokens))
-        weights = {n: (p.full_tensor() if isinstance(p, DTensor) else p).tolist() for n, p in model.named_parameters()}
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return {"curve": curve, "weights": weights}
+NUM_STEPS = 3
+# A pipeline refuses tied embeddings: the one tensor would live on two stages.
+CASES = [(layout, tied) for layout in LAYOUTS for tied in (False, True) if not (tied and layout.spec.pp > 1)]
+Result = dict[str, Any]
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 2), (2, 2), (2, 3)])
-def test_ranks_and_micro_batches_give_the_numbers_of_one_rank(
-    world, run_ranks, world_size: int, micro_batch: int
-) -> None:
-    (alone,) = run_ranks(lambda ranks: train_float64(world, ranks, 10, SEQUENCES), 1)
-    split = run_ranks(lambda ranks: train_float64(world, ranks, 10, micro_batch), world_size)
-    for part in split:
-        for one, many in zip(alone["curve"], part["curve"], strict=True):
-            assert many == pytest.approx(one, rel=1e-12)
-        for name, weight in alone["weights"].items():
-            torch.testing.assert_close(torch.tensor(part["weights"][name]), torch.tensor(weight), atol=1e-9, rtol=0)
+@functools.cache
+def alone(tied: bool) -> Result:
+    """One rank, one micro-batch a step."""
+    (result,) = on_ranks(lambda ranks: train(ONE_RANK, ranks, tied, NUM_STEPS), 1)
+    return result
 
 
-def test_a_loss_that_is_not_finite_stops_all_ranks_and_leaves_the_weights(world, run_ranks) -> None:
+@functools.cache
+def together(world_size: int) -> list[dict[tuple[str, bool], Result]]:
+    """Of each rank: every layout of that many ranks, one after the other in the same processes."""
+    cases = [
+        (x, tied) for x in LAYOUTS if x.ranks == world_size for tied in (False, True) if not (tied and x.spec.pp > 1)
+    ]
+    return on_ranks(lambda ranks: {(x.name, tied): train(x, ranks, tied, NUM_STEPS) for x, tied in cases}, world_size)
+
+
+@pytest.mark.parametrize(("layout", "tied"), CASES, ids=lambda value: getattr(value, "name", str(value)))
+def test_layout_gives_the_losses_norms_weights_and_moments_of_one_rank(layout: Layout, tied: bool) -> None:
+    results = [rank[layout.name, tied] for rank in together(layout.ranks)]
+    for result in results:
+        assert result["curve"] == results[0]["curve"], "ranks must agree bit for bit, or they take other decisions"
+        np.testing.assert_allclose(result["curve"], alone(tied)["curve"], rtol=1e-12)
+    assert any(norm > 0.5 for _, norm, _ in results[0]["curve"]), "clipping must have work to do"
+    expected, found = alone(tied)["state"], results[0]["state"]
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-11, rtol=0)
+
+
+def test_loss_that_is_not_finite_stops_all_ranks_and_leaves_the_weights() -> None:
     """Only rank 1 meets the NaN; both must refuse the step."""
 
     def broken_step(ranks: Ranks) -> tuple[str, bool]:
-        model = new_model(model_config(ModelSpec(hidden_size=16, num_heads=2), world.tokenizer, 32), 0)
-        sequences = Sequences(corpus_row_groups(world.corpus), 32, 0, 0.5, seed=0)
-        shard_model(model, ranks)
+        layout = Layout("", 2, {}, 2)
+        mesh = make_mesh(ranks, layout.spec.degrees(2))
+        model = parallelize(tiny_llama(tied=True), mesh, layout.spec)
         if ranks.rank == 1:
-            model.register_forward_hook(lambda module, inputs, output: _poison(output))
-        before = copy.deepcopy([p.detach().to_local() for p in model.parameters()])
-        batches = list(sequences.micro_batches(rank_positions(0, 4, ranks), 2))
+            model.module.register_forward_hook(lambda module, inputs, output: _poison(output))
+        before = copy.deepcopy([p.detach().to_local() for p in model.module.parameters()])
+        optimizer = make_optimizer(model.module, OptimizerSpec())
         with pytest.raises(TrainingError) as caught:
-            train_step(model, make_optimizer(model, OptimizerSpec()), batches, 1e-3, 1.0, ranks)
-        after = [p.detach().to_local() for p in model.parameters()]
+            train_step(model, optimizer, batches_at(0, mesh, layout), 1e-3, 1.0)
+        after = [p.detach().to_local() for p in model.module.parameters()]
         return str(caught.value), all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
-    for message, unchanged in run_ranks(broken_step, 2):
+    for message, unchanged in on_ranks(broken_step, 2):
         assert re.match(r"loss nan, gradient norm nan, learning rate 0.001", message)
         assert unchanged
 
@@ -84,29 +84,60 @@ def _poison(output: Any) -> Any:
     return output
 
 
-def test_checkpoint_of_two_ranks_loads_on_one(world, run_ranks, tmp_path: Path) -> None:
-    config = model_config(ModelSpec(hidden_size=16, num_heads=2), world.tokenizer, 32)
+def test_norm_of_gradients_on_different_meshes_is_the_root_of_all_squares() -> None:
+    """torch itself refuses: all operands must have the same mesh."""
 
-    def save(ranks: Ranks) -> None:
-        model = shard_model(new_model(config, 0), ranks)
-        state = checkpointing.train_state(model, make_optimizer(model, OptimizerSpec()))
-        for step in (3, 6, 9):
-            checkpointing.save_step(tmp_path, step, state, {"identity": "a"}, ranks, keep=2)
-
-    def load(ranks: Ranks) -> tuple[int, bool, str]:
-        reference = new_model(config, 0)
-        model = shard_model(new_model(config, 1), ranks)
-        state = checkpointing.train_state(model, make_optimizer(model, OptimizerSpec()))
-        step = checkpointing.load_newest(tmp_path, state, "a", ranks)
-        same = all(
-            torch.equal(a, b.full_tensor()) for a, b in zip(reference.parameters(), model.parameters(), strict=True)
+    def norm_and_gradients(ranks: Ranks) -> tuple[float, list[list[float]]]:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
+        module = torch.nn.ParameterDict(
+            {
+                "both": distribute_tensor(torch.zeros(4), mesh, [Shard(0), Replicate()]),
+                "one": distribute_tensor(torch.zeros(2), mesh["fsdp"], [Shard(0)]),
+                "none": torch.zeros(1),
+            }
         )
-        with pytest.raises(TrainingError, match="another request or corpus") as caught:
-            checkpointing.load_newest(tmp_path, state, "b", ranks)
-        return step, same, str(caught.value)
+        module["both"].grad = distribute_tensor(torch.full((4,), 4.0), mesh, [Shard(0), Replicate()])  # 64
+        module["one"].grad = distribute_tensor(torch.full((2,), 2.0), mesh["fsdp"], [Shard(0)])  # 8
+        module["none"].grad = torch.full((1,), 28.0**0.5)  # 28
+        norm = clip_gradients(module, 5.0)
+        return norm, [module["both"].grad.full_tensor().tolist(), module["one"].grad.full_tensor().tolist()]
 
-    run_ranks(save, 2)
-    assert checkpointing.complete_steps(tmp_path) == [6, 9]
-    ((step, same, message),) = run_ranks(load, 1)
-    assert (step, same) == (9, True)
-    assert str(tmp_path) in message
+    for norm, (both, one) in on_ranks(norm_and_gradients, 4):
+        assert norm == pytest.approx(10.0)
+        assert both == pytest.approx([2.0] * 4, rel=1e-5)
+        assert one == pytest.approx([1.0] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "num_stages", "sizes"), [(4, 2, [2, 2]), (5, 2, [3, 2]), (7, 4, [2, 2, 2, 1]), (4, 4, [1, 1, 1, 1])]
+)
+def test_split_blocks_gives_every_block_to_one_stage_in_order(
+    num_blocks: int, num_stages: int, sizes: list[int]
+) -> None:
+    split = split_blocks(num_blocks, num_stages)
+    assert [len(stage) for stage in split] == sizes
+    assert [block for stage in split for block in stage] == list(range(num_blocks))
+
+
+def test_offloaded_weights_train_as_those_on_the_device() -> None:
+    def losses(ranks: Ranks, offload: bool) -> list[tuple[float, float, int]]:
+        return train(Layout("", 2, {"offload": offload}), ranks, True, 2)["curve"]
+
+    kept, moved = (on_ranks(functools.partial(losses, offload=offload), 2)[0] for offload in (False, True))
+    assert kept == moved
+
+
+def test_table_of_parity_replaces_what_is_between_its_markers(tmp_path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- parity -->\nold\n<!-- /parity -->\nb\n")
+    write_between_markers(page, "new")
+    assert page.read_text() == "a\n<!-- parity -->\nnew\n<!-- /parity -->\nb\n"
+    page.write_text("a\n")
+    with pytest.raises(ValueError, match="has no <!-- parity -->"):
+        write_between_markers(page, "new")
+
+
+def test_parallel_spec_of_every_layout_is_accepted() -> None:
+    for layout in LAYOUTS:
+        assert isinstance(layout.spec, ParallelSpec)
+        assert layout.spec.degrees(layout.ranks).batch in (1, 2, 4)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import Corpus
+from training.parallel_spec import Degrees
 from training.pretrain.loss import IGNORED, targets_of
 from training.pretrain.model import model_config, new_model
-from training.pretrain.parallel import Ranks
 from training.pretrain.sequence_order import RowGroup, corpus_row_groups, epoch_order
 from training.pretrain.token_shards import Sequences, make_batch
 from training.pretrain.trainer import rank_positions
@@ -86,10 +86,17 @@ def test_epoch_order_replays_the_asked_share_without_repeats(ratio: float, num_r
 
 
 def test_ranks_share_a_step_without_gap_or_overlap() -> None:
-    one = list(rank_positions(3, 12, Ranks(0, 1, torch.device("cpu"))))
+    one = list(rank_positions(3, 12, Degrees(1, 1, 1, 1, 1), 0))
     for world_size in (2, 3, 4):
-        parts = [rank_positions(3, 12, Ranks(r, world_size, torch.device("cpu"))) for r in range(world_size)]
+        degrees = Degrees(pp=1, dp_replicate=1, dp_shard=world_size, cp=1, tp=1)
+        parts = [rank_positions(3, 12, degrees, rank) for rank in range(world_size)]
         assert [p for part in parts for p in part] == one == list(range(36, 48))
+
+
+@pytest.mark.parametrize("degrees", [Degrees(2, 2, 1, 2, 2), Degrees(1, 1, 2, 4, 2), Degrees(4, 1, 2, 1, 2)])
+def test_peers_of_a_share_read_the_same_rows_on_any_layout(degrees: Degrees) -> None:
+    parts = {rank_positions(3, 12, degrees, rank) for rank in range(16)}
+    assert parts == {range(36, 42), range(42, 48)}
 
 
 def test_sequences_read_back_every_row_of_every_night(world) -> None:

@@ -9,6 +9,7 @@ The published one is safetensors and JSON: its bytes depend on the weights alone
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -26,8 +27,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from spark_jobs.errors import TrainingError
+from training.pretrain.mesh import Mesh, Ranks
 from training.pretrain.optimizer import optimizer_state
-from training.pretrain.parallel import Ranks
 
 STEP = re.compile(r"step-(\d{8})")
 
@@ -112,15 +113,36 @@ def _random_state(ranks: Ranks) -> dict[str, Tensor]:
     return {f"random_{ranks.rank}": torch.get_rng_state()}
 
 
-def save_final(data: Path, state: dict[str, Any], ranks: Ranks) -> None:
-    """Gather everything on rank 0 and write model.safetensors and optimizer.safetensors. Same bytes on any ranks."""
-    tensors: dict[str, Tensor] = {}
-    for key, value in state.items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
-        if ranks.is_first:
-            tensors[key] = full.contiguous().cpu()
-    if not ranks.is_first:
-        return
-    for part in ("model", "optimizer"):
+def save_final(data: Path, state: dict[str, Any], mesh: Mesh) -> None:
+    """Gather everything on rank 0 and write model.safetensors and optimizer.safetensors. Same form on any layout."""
+    tensors = gather_state(state, mesh)
+    for part in ("model", "optimizer") if mesh.ranks.is_first else ():
         chosen = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
         save_file(chosen, data / f"{part}.safetensors", metadata={"format": "pt"})
+
+
+def gather_state(state: dict[str, Any], mesh: Mesh) -> dict[str, Tensor]:
+    """Whole tensors in host memory on rank 0, of all stages of a pipeline; {} on the others. A collective."""
+    tensors: dict[str, Tensor] = {}
+    on_first_column = mesh.at == dataclasses.replace(mesh.at, batch=0, cp=0, tp=0)
+    for key, value in state.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if on_first_column:
+            tensors[key] = full.contiguous().cpu()
+    if mesh.stages is not None and on_first_column:
+        _send_to_first_stage(tensors, mesh.stages)
+    return tensors if mesh.ranks.is_first else {}
+
+
+def _send_to_first_stage(tensors: dict[str, Tensor], stages: dist.ProcessGroup) -> None:
+    """Stage by stage and tensor by tensor, so that no stage but the first holds another's."""
+    own, is_receiver = dict(tensors), dist.get_rank(stages) == 0
+    for stage in range(1, dist.get_world_size(stages)):
+        is_sender = dist.get_rank(stages) == stage
+        names: list[Any] = [list(own) if is_sender else None]
+        dist.broadcast_object_list(names, group=stages, group_src=stage)
+        for name in names[0]:
+            part: list[Any] = [own[name] if is_sender else None]
+            dist.broadcast_object_list(part, group=stages, group_src=stage)
+            if is_receiver:
+                tensors[name] = part[0]

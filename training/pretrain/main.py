@@ -23,13 +23,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from spark_jobs.errors import DataError, JobCrashed, NightmillError, TrainingError
+from spark_jobs.errors import DataError, JobCrashed, NightmillError, RequestError, TrainingError
 from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
 from spark_jobs.requests import Failure, Outcome, Request, failure_of
 from training.inputs import input_uri
 from training.manifests import ModelFolder
+from training.pretrain.mesh import Ranks, join_ranks, make_mesh
 from training.pretrain.model import check_architecture, load_weights, model_config, new_model
-from training.pretrain.parallel import Ranks, join_ranks, shard_model
+from training.pretrain.parallel import parallelize
 from training.pretrain.progress import relayed_events
 from training.pretrain.sequence_order import corpus_row_groups, row_facts
 from training.pretrain.token_shards import Sequences
@@ -105,6 +106,10 @@ def check_request(request: Request, spec: TrainSpec) -> None:
                 f"token shards {shards.address} have vocabulary {shards.vocab_size} and sequences of {shards.seq_len}, "
                 f"corpus {corpus.address} says {corpus.vocab_size} and {corpus.seq_len}: tokenize that night again"
             )
+    try:
+        spec.parallel.degrees(spec.ranks).check_sequences(corpus.seq_len, corpus.vocab_size)
+    except ValueError as error:
+        raise RequestError(f"corpus {corpus.address}: {error}") from error
     num_sequences = sum(night.num_sequences for night in corpus.nights) - corpus.num_left_out
     if num_sequences < spec.sequences_per_step:
         raise DataError(
@@ -147,9 +152,10 @@ def run_rank(request_json: str, launcher: int, first_failure: str) -> dict[str, 
 
 def _run_rank(request_json: str) -> dict[str, Any]:
     request = Request.model_validate_json(request_json)
-    ranks = join_ranks()
+    spec = TrainSpec.model_validate(request.spec)
+    ranks = join_ranks(spec.parallel.offload)
     try:
-        outcome = _train(request, TrainSpec.model_validate(request.spec), ranks)
+        outcome = _train(request, spec, ranks)
     except TrainingError as error:  # a decision of all ranks, not a crash of one
         return {"failure": failure_of(error).model_dump()}
     dist.destroy_process_group()  # on success only: after a crash it would wait for peers that are gone
@@ -158,8 +164,11 @@ def _run_rank(request_json: str) -> dict[str, Any]:
 
 def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
     corpus, tokenizer, champion = _inputs(request)
-    if spec.sequences_per_step % ranks.world_size:
-        raise TrainingError(f"{spec.sequences_per_step} sequences a step cannot be shared by {ranks.world_size} ranks")
+    if ranks.world_size != spec.ranks:
+        raise TrainingError(
+            f"the launcher started {ranks.world_size} ranks, the spec says {spec.ranks}: make them equal"
+        )
+    mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))
     config = model_config(spec.model, tokenizer, corpus.seq_len)
     model = new_model(config, spec.seed)
     if champion is not None:
@@ -175,7 +184,7 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
     plan = plan_of(spec, champion is not None, _identity(request, corpus, champion))
     told = row_facts(corpus, groups, spec.order, plan.num_steps * spec.sequences_per_step)
     sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed, told)
-    facts = train_rank(shard_model(model, ranks, spec.precision), sequences, spec, plan, out, ranks)
+    facts = train_rank(parallelize(model, mesh, spec.parallel, spec.precision), sequences, spec, plan, out)
     fields = facts | {
         "model_type": config.model_type,
         "num_parameters": num_parameters,
@@ -186,8 +195,8 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
 
 
 def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None) -> str:
-    """What a checkpoint may be resumed under: everything but the number of ranks."""
-    spec = {k: v for k, v in request.spec.items() if k != "ranks"}
+    """What a checkpoint may be resumed under: everything but the number of ranks and how they share the work."""
+    spec = {k: v for k, v in request.spec.items() if k not in ("ranks", "parallel")}
     text = json.dumps([spec, corpus.digest, champion.digest if champion else ""], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from training.pretrain.adafactor import Adafactor
@@ -102,14 +104,33 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["rate_ratio"]
 
 
-def clip_gradients(model: nn.Module, clip_norm: float) -> float:
+def clip_gradients(module: nn.Module, clip_norm: float, stages: dist.ProcessGroup | None = None) -> float:
     """Scale gradients down to `clip_norm` and return their L2 norm over all parameters and ranks before that.
 
+    torch refuses to put gradients of different meshes (or of none) into one norm, so each mesh has its own and the
+    squares are added; `stages` are the ranks that hold other parameters of the same model.
     A non-finite norm leaves the gradients alone; the caller decides.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    total: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            mesh = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
+            groups.setdefault(mesh, []).append(parameter)
+    norms = [_norm_of(parameters) for parameters in groups.values()]
+    total = norms[0] if len(norms) == 1 and stages is None else _root_of_squares(norms, stages)
     if torch.isfinite(total):
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, total)
+        for parameters in groups.values():
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, total)
     return float(total)
+
+
+def _norm_of(parameters: list[nn.Parameter]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _root_of_squares(norms: list[Tensor], stages: dist.ProcessGroup | None) -> Tensor:
+    total = torch.stack(norms).square().sum()
+    if stages is not None:
+        dist.all_reduce(total, group=stages)
+    return total.sqrt()

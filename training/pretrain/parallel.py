@@ -1,75 +1,139 @@
-"""Ranks and how the model is spread over them: FSDP2, NCCL where CUDA is, gloo elsewhere."""
+"""How a model is spread over ranks. One order: pipeline split, tensor parallel, activation checkpointing, FSDP2 or DDP."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM
 
-from training.processes import num_threads
+from training.parallel_spec import ParallelSpec
+from training.pretrain.activation_checkpointing import checkpoint_activations
+from training.pretrain.context_parallel import use_context_parallel
+from training.pretrain.loss import sum_cross_entropy
+from training.pretrain.mesh import Mesh
+from training.pretrain.micro_batch import MicroBatch
+from training.pretrain.pipeline import PipelinedModel
+from training.pretrain.tensor_parallel import LossFunction, cut_matrices, loss_context, over_cut_vocabulary
 
 # Below this many parameters a rank keeps the gathered weights between forward and backward: it saves one all-gather
 # a block, and costs at most 200 MB.
 RESHARD_FROM = 50_000_000
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among its peers."""
+class ParallelModel(Protocol):
+    """What the trainer sees of a model on many ranks."""
 
-    rank: int
-    world_size: int
-    device: torch.device
+    module: nn.Module  # this rank's parameters, by the names they have in the whole model
+    mesh: Mesh
 
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
+    def forward_backward(self, batches: Sequence[MicroBatch], num_targets: float) -> float:
+        """Accumulate gradients of a step's micro-batches, summed over ranks when it returns.
 
-
-def join_ranks() -> Ranks:
-    """Join the process group the launcher described in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT."""
-    local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(num_threads(local_world))
-        dist.init_process_group("gloo")
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+        `num_targets`: of the step over all ranks. Returns this rank's share of the step's mean loss.
+        """
+        ...
 
 
-def shard_model(model: LlamaForCausalLM, ranks: Ranks, precision: str = "fp32") -> LlamaForCausalLM:
-    """Shard every block and the rest over all ranks; gradients are summed, because the loss is already a global mean.
+def parallelize(
+    model: LlamaForCausalLM, mesh: Mesh, spec: ParallelSpec, precision: str = "fp32",
+    loss: LossFunction = sum_cross_entropy,
+) -> ParallelModel:  # fmt: skip
+    """Spread `model`, which every rank has built whole with the same weights. `model` itself is used up.
 
     Weights stay in their own dtype; bf16 is what forward and backward compute in, reductions are fp32.
     """
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    model.to(mesh.ranks.device)
+    if mesh.sequence is not None:
+        use_context_parallel(model, mesh.sequence)
+    checkpoint_activations(model, spec.activation_checkpointing)
+    if mesh.tp is not None:
+        loss = over_cut_vocabulary(loss, mesh.tp)
+    if spec.strategy == "ddp":
+        return WholeModel(model, copy_model(model), mesh, loss)
+    reshard = sum(p.numel() for p in model.parameters()) >= RESHARD_FROM
+    policies = _policies(mesh, spec, precision)
+
+    def shard(part: nn.Module) -> None:
+        if mesh.tp is not None:
+            cut_matrices(part, mesh.tp)
+        shard_module(part, mesh, policies, reshard)
+
+    if mesh.degrees.pp > 1:
+        return PipelinedModel(model, mesh, spec, loss, shard)
+    shard(model)
+    return WholeModel(model, model, mesh, loss)
+
+
+class WholeModel:
+    """All blocks on every rank."""
+
+    def __init__(self, module: nn.Module, forward: nn.Module, mesh: Mesh, loss: LossFunction) -> None:
+        self.module, self.forward, self.mesh, self.loss = module, forward, mesh, loss
+
+    def forward_backward(self, batches: Sequence[MicroBatch], num_targets: float) -> float:
+        device, share = self.mesh.ranks.device, 0.0
+        for i, batch in enumerate(batches):
+            with self._reduction(last=i == len(batches) - 1), loss_context(self.mesh.tp):
+                logits = self.forward(
+                    input_ids=batch.tokens_BS.to(device),
+                    attention_mask=batch.attention_mask().to(device),
+                    position_ids=batch.positions_BS.to(device),
+                ).logits
+                loss = self.loss(logits, batch.targets_BS.to(device)) / max(num_targets, 1)
+                torch.autograd.backward(loss)
+            share += float(loss.detach())
+        return share
+
+    def _reduction(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients cross ranks in the last micro-batch's backward only."""
+        if isinstance(self.forward, FSDPModule):
+            self.forward.set_requires_gradient_sync(last)
+            self.forward.set_is_last_backward(last)
+        elif isinstance(self.forward, DistributedDataParallel) and not last:
+            return self.forward.no_sync()
+        return contextlib.nullcontext()
+
+
+def copy_model(model: nn.Module) -> DistributedDataParallel:
+    """DDP over all ranks, those that share sequences too; gradients are summed, because the loss is a global mean."""
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped.register_comm_hook(None, lambda state, bucket: _sum_gradients(bucket))
+    return wrapped
+
+
+def _sum_gradients(bucket: Any) -> torch.futures.Future[Tensor]:
+    """DDP's own reduction divides by the number of ranks."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future
+
+
+def _policies(mesh: Mesh, spec: ParallelSpec, precision: str) -> dict[str, Any]:
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    reshard = sum(p.numel() for p in model.parameters()) >= RESHARD_FROM
-    model.to(ranks.device)
+    offload = OffloadPolicy()
+    if spec.offload:
+        offload = CPUOffloadPolicy(pin_memory=mesh.ranks.device.type == "cuda")
+    return {"mp_policy": policy, "offload_policy": offload}
+
+
+def shard_module(module: Any, mesh: Mesh, policies: dict[str, Any], reshard: bool) -> None:
+    """FSDP2 over `mesh.fsdp`: every block of a large model, then the rest; gradients are summed."""
     if reshard:
-        for block in model.model.layers:
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
-            module.set_gradient_divide_factor(1.0)
-    return model
-
-
-def sync_gradients(model: nn.Module, last: bool) -> None:
-    """Reduce gradients over ranks in the next backward only if it belongs to the step's last micro-batch."""
-    assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(last)
-    model.set_is_last_backward(last)
+        layers: Any = module.model.layers
+        for block in layers.values() if isinstance(layers, nn.ModuleDict) else layers:
+            # A pipeline runs many micro-batches before it is done with a block: gathered weights stay.
+            fully_shard(block, mesh=mesh.fsdp, reshard_after_forward=mesh.degrees.pp == 1, **policies)
+    fully_shard(module, mesh=mesh.fsdp, reshard_after_forward=False, **policies)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
+            part.set_gradient_divide_factor(1.0)
