@@ -28,9 +28,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from training.parallel_spec import ParallelSpec
 from training.pretrain import checkpointing
 from training.pretrain.mesh import Mesh, Ranks, make_mesh
+from training.pretrain.micro_batch import MicroBatch, micro_batch_of
 from training.pretrain.optimizer import make_optimizer
 from training.pretrain.parallel import parallelize
-from training.pretrain.token_shards import Batch, make_batch
+from training.pretrain.token_shards import make_batch
 from training.pretrain.trainer import rank_positions, train_step
 from training.specs import OptimizerSpec
 
@@ -114,12 +115,12 @@ def sequence_at(position: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(3, VOCAB_SIZE, size=length), lengths
 
 
-def batches_at(step: int, mesh: Mesh, layout: Layout) -> list[Batch]:
+def batches_at(step: int, mesh: Mesh, layout: Layout) -> list[MicroBatch]:
     positions = rank_positions(step, SEQUENCES, mesh.degrees, mesh.ranks.rank)
     spec = layout.spec
     size = len(positions) // spec.pp_micro_batches if spec.pp > 1 else layout.micro_batch
     parts = [positions[i : i + size] for i in range(0, len(positions), size)]
-    return [make_batch([sequence_at(p) for p in part], SEQ_LEN, 0) for part in parts]
+    return [micro_batch_of(make_batch([sequence_at(p) for p in part], SEQ_LEN, 0), mesh) for part in parts]
 
 
 def train(layout: Layout, ranks: Ranks, tied: bool, num_steps: int) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from spark_jobs.manifests import Handle
 
 
 class Checkpoint(Handle):
-    """`data/`: model.safetensors, optimizer.safetensors (AdamW moments and step by parameter name), config.json, and
-    curve.jsonl: a line a step with loss, learning rate, gradient norm, tokens. num_rows = optimizer steps.
-    `resumed_from` is the address of the champion training went on from, "" from scratch.
+    """`data/`: model.safetensors, optimizer.safetensors (the optimizer's state by parameter name), config.json, and
+    curve.jsonl: a line a step with loss, learning rate, gradient norm, tokens. num_rows = optimizer steps. Where there is an
+    average of weights, ema.safetensors; where steps were not applied, incidents.jsonl.
+    `resumed_from` is the address of the champion training went on from, "" from scratch. `num_sequences` were trained on:
+    the first of the data stream, without the `jumped` windows of positions [first, end). `exported`: model or ema.
     """
 
     kind: ClassVar[str] = "checkpoints"
@@ -20,6 +22,11 @@ class Checkpoint(Handle):
     num_tokens: int
     final_loss: float
     resumed_from: str = ""
+    num_sequences: int = 0
+    jumped: tuple[tuple[int, int], ...] = ()
+    num_incidents: int = 0
+    stopped_early: bool = False
+    exported: str = "model"
 
 
 class ModelFolder(Handle):

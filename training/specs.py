@@ -175,8 +175,8 @@ class TrainSpec(Frozen):
         2, ge=1, le=4096, description="Processes that train; identity, because sums are ordered by rank."
     )
     parallel: ParallelSpec = ParallelSpec()
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Of weights in forward and backward; masters are fp32."
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Of weights in forward and backward; masters are fp32. fp16 scales the loss."
     )
     order: Literal["shuffled", "short_first"] = Field(
         "shuffled", description="short_first: sequences of short documents before those of long ones, in eight steps."
@@ -197,7 +197,57 @@ class TrainSpec(Frozen):
         self.parallel.check_strategy(self.precision)
         self.parallel.check_heads(self.model.num_heads, self.model.num_kv_heads, self.model.intermediate_size)
         self.parallel.check_pipeline(self.model.num_layers, self.model.tie_embeddings, rows)
+        self._check_llama_only()
+        self._check_whole_models_only()
+        self._check_adaptive_batch(rows)
         return self
+
+    def _check_llama_only(self) -> None:
+        cut = [name for name in ("tp", "pp", "cp") if getattr(self.parallel, name) > 1]
+        if cut and (self.model.architecture != "llama" or self.objective != "causal_lm"):
+            raise ValueError(
+                f"parallel.{cut[0]} {getattr(self.parallel, cut[0])} is for architecture llama and objective causal_lm, not "
+                f"{self.model.architecture} and {self.objective}: set it to 1 and share weights by dp_shard"
+            )
+
+    def _check_whole_models_only(self) -> None:
+        """What needs all of a model, or all of the vocabulary, on a rank."""
+        parallel = self.parallel
+        wants: dict[str, float] = {}
+        if parallel.pp > 1:
+            wants = {
+                "loss.chunk_tokens": self.loss.chunk_tokens,
+                "early_stop.watch heldout": self.early_stop.watch == "heldout",
+                "optimizer.layer_rate_decay": self.optimizer.layer_rate_decay != 1.0,
+            }
+        if parallel.tp > 1:
+            wants = wants | {
+                "loss.chunk_tokens": self.loss.chunk_tokens,
+                "loss.label_smoothing": self.loss.label_smoothing,
+                "loss.z_loss": self.loss.z_loss,
+            }
+        asked = [name for name, value in wants.items() if value]
+        if asked:
+            raise ValueError(
+                f"{asked[0]} does not go with parallel.tp {parallel.tp}, pp {parallel.pp}: drop one of them"
+            )
+
+    def _check_adaptive_batch(self, rows: int) -> None:
+        """`rows`: of one rank in a step."""
+        spec = self.adaptive_batch
+        if spec.max_ratio > 1 and not spec.measure_every:
+            raise ValueError(
+                f"adaptive_batch.max_ratio {spec.max_ratio} wants a measurement: set measure_every to 1 or more"
+            )
+        if not spec.measure_every:
+            return
+        if self.parallel.pp > 1 or self.parallel.strategy == "ddp":
+            raise ValueError("adaptive_batch.measure_every wants strategy fsdp without a pipeline: set it to 0")
+        if rows <= self.micro_batch:
+            raise ValueError(
+                f"adaptive_batch compares a step's first micro-batch with the whole: {rows} sequences of a rank are one "
+                f"micro-batch of {self.micro_batch}; lower micro_batch or raise sequences_per_step"
+            )
 
 
 class CompressSpec(Frozen):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from benchmarks.parity import LAYOUTS, ONE_RANK, Layout, batches_at, on_ranks, tiny_llama, train, write_between_markers
-from spark_jobs.errors import TrainingError
 from training.parallel_spec import ParallelSpec
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.optimizer import clip_gradients, make_optimizer
@@ -69,13 +67,12 @@ def test_loss_that_is_not_finite_stops_all_ranks_and_leaves_the_weights() -> Non
             model.module.register_forward_hook(lambda module, inputs, output: _poison(output))
         before = copy.deepcopy([p.detach().to_local() for p in model.module.parameters()])
         optimizer = make_optimizer(model.module, OptimizerSpec())
-        with pytest.raises(TrainingError) as caught:
-            train_step(model, optimizer, batches_at(0, mesh, layout), 1e-3, 1.0)
+        facts = train_step(model, optimizer, batches_at(0, mesh, layout), 1e-3, 1.0)
         after = [p.detach().to_local() for p in model.module.parameters()]
-        return str(caught.value), all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        return facts.trouble, all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
     for message, unchanged in on_ranks(broken_step, 2):
-        assert re.match(r"loss nan, gradient norm nan, learning rate 0.001", message)
+        assert message == "loss nan, gradient norm nan"
         assert unchanged
 
 

@@ -66,6 +66,13 @@ def heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
     return sorted(documents, key=lambda d: d.doc_id)
 
 
+def last_heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
+    """Up to `limit` held-out documents with the highest ids, descending, none forgotten; [] if there is none."""
+    forgotten = _forgotten(corpus)
+    highest = heapq.nlargest(limit, (row for row in _rows(corpus) if row[0] not in forgotten))
+    return [Document(*row) for row in dict.fromkeys(highest)]
+
+
 @dataclass(frozen=True)
 class _Descending:
     doc_id: str

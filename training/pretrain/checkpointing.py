@@ -78,9 +78,34 @@ def save_step(
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest `keep` (at least one stays)."""
-    for step in complete_steps(folder)[: -max(1, keep)]:
-        shutil.rmtree(folder / f"step-{step:08d}")
+    """Remove all complete checkpoints but the newest `keep` (at least one stays) and the newest clean one."""
+    steps = complete_steps(folder)
+    clean = [step for step in steps if facts_of(folder, step).get("clean")]
+    for step in steps[: -max(1, keep)]:
+        if step not in clean[-1:]:
+            shutil.rmtree(folder / f"step-{step:08d}")
+
+
+def facts_of(folder: Path, step: int) -> dict[str, Any]:
+    """What was saved beside the tensors of a complete checkpoint."""
+    facts: dict[str, Any] = json.loads((folder / f"step-{step:08d}" / "state.json").read_text())
+    return facts
+
+
+def newest_clean(folder: Path, ranks: Ranks) -> int:
+    """Step of the newest checkpoint before which nothing went wrong; 0 if there is none. A collective."""
+    clean = [step for step in complete_steps(folder) if facts_of(folder, step).get("clean")]
+    return _agreed(max(clean, default=0), ranks)
+
+
+def drop_after(folder: Path, step: int, ranks: Ranks) -> None:
+    """Remove checkpoints newer than `step`: training goes on from there, and will write others. A collective."""
+    dist.barrier()
+    if ranks.is_first:
+        for newer in complete_steps(folder):
+            if newer > step:
+                shutil.rmtree(folder / f"step-{newer:08d}")
+    dist.barrier()
 
 
 def load_newest(folder: Path, state: dict[str, Any], identity: str, ranks: Ranks) -> int:
@@ -88,13 +113,25 @@ def load_newest(folder: Path, state: dict[str, Any], identity: str, ranks: Ranks
 
     Raises: TrainingError if the checkpoint belongs to another request.
     """
-    newest = torch.tensor(max(complete_steps(folder), default=0), device=ranks.device)
-    dist.broadcast(newest, 0)  # ranks must agree even if a folder appears between two looks
-    step = int(newest)
-    if step == 0:
-        return 0
-    place = folder / f"step-{step:08d}"
-    facts = json.loads((place / "state.json").read_text())
+    step = _agreed(max(complete_steps(folder), default=0), ranks)
+    if step:
+        load_step(folder, step, state, identity, ranks)
+    return step
+
+
+def _agreed(step: int, ranks: Ranks) -> int:
+    """Rank 0's, on all: ranks must agree even if a folder appears between two looks."""
+    value = torch.tensor(step, device=ranks.device)
+    dist.broadcast(value, 0)
+    return int(value)
+
+
+def load_step(folder: Path, step: int, state: dict[str, Any], identity: str, ranks: Ranks) -> dict[str, Any]:
+    """Fill `state` in place from the complete checkpoint of `step`; returns its facts.
+
+    Raises: TrainingError if it belongs to another request.
+    """
+    place, facts = folder / f"step-{step:08d}", facts_of(folder, step)
     if facts["identity"] != identity:
         raise TrainingError(
             f"{place}: a checkpoint of another request or corpus; delete {folder} and run the step again"
@@ -105,7 +142,7 @@ def load_newest(folder: Path, state: dict[str, Any], identity: str, ranks: Ranks
     load(state | random, checkpoint_id=place)
     for value in random.values():
         torch.set_rng_state(value)
-    return step
+    return facts
 
 
 def _random_state(ranks: Ranks) -> dict[str, Tensor]:
@@ -116,9 +153,10 @@ def _random_state(ranks: Ranks) -> dict[str, Tensor]:
 def save_final(data: Path, state: dict[str, Any], mesh: Mesh) -> None:
     """Gather everything on rank 0 and write model.safetensors and optimizer.safetensors. Same form on any layout."""
     tensors = gather_state(state, mesh)
-    for part in ("model", "optimizer") if mesh.ranks.is_first else ():
+    for part in ("model", "optimizer", "ema") if mesh.ranks.is_first else ():
         chosen = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
-        save_file(chosen, data / f"{part}.safetensors", metadata={"format": "pt"})
+        if chosen:
+            save_file(chosen, data / f"{part}.safetensors", metadata={"format": "pt"})
 
 
 def gather_state(state: dict[str, Any], mesh: Mesh) -> dict[str, Tensor]:

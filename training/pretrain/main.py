@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -28,13 +29,18 @@ from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
 from spark_jobs.requests import Failure, Outcome, Request, failure_of
 from training.inputs import input_uri
 from training.manifests import ModelFolder
+from training.pretrain.chunked_loss import install_loss_head
+from training.pretrain.flops import model_flops_per_token
+from training.pretrain.heldout import heldout_batches, heldout_rows
+from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, join_ranks, make_mesh
 from training.pretrain.model import check_architecture, load_weights, model_config, new_model
+from training.pretrain.objectives import Examples
 from training.pretrain.parallel import parallelize
 from training.pretrain.progress import relayed_events
 from training.pretrain.sequence_order import corpus_row_groups, row_facts
-from training.pretrain.token_shards import Sequences
-from training.pretrain.trainer import plan_of, train_rank
+from training.pretrain.token_shards import Batch, Sequences
+from training.pretrain.trainer import Material, plan_of, train_rank
 from training.processes import die_with_parent, error_of, signal_name
 from training.specs import TrainSpec
 
@@ -170,7 +176,7 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
         )
     mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))
     config = model_config(spec.model, tokenizer, corpus.seq_len)
-    model = new_model(config, spec.seed)
+    model = new_model(config, spec.seed, spec.objective)
     if champion is not None:
         load_weights(model, Path(champion.folder()) / "model.safetensors")
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -184,14 +190,22 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
     plan = plan_of(spec, champion is not None, _identity(request, corpus, champion))
     told = row_facts(corpus, groups, spec.order, plan.num_steps * spec.sequences_per_step)
     sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed, told)
-    facts = train_rank(parallelize(model, mesh, spec.parallel, spec.precision), sequences, spec, plan, out)
+    heldout: list[Batch] = []
+    if spec.early_stop.watch == "heldout":
+        rows = heldout_rows(corpus, tokenizer, spec.early_stop.num_sequences)
+        heldout = heldout_batches(rows, mesh, spec.micro_batch, tokenizer.pad_id, corpus.seq_len)
+    flops = model_flops_per_token(model, corpus.seq_len)
+    head = install_loss_head(model, spec.loss) if spec.loss.chunk_tokens else None
+    loss = functools.partial(sum_cross_entropy, spec=spec.loss)
+    shared = parallelize(model, mesh, spec.parallel, spec.precision, loss, head)
+    material = Material(sequences, Examples(spec, mesh, tokenizer), heldout)
+    facts = train_rank(shared, material, spec, plan, out, flops)
     fields = facts | {
         "model_type": config.model_type,
         "num_parameters": num_parameters,
-        "num_steps": plan.num_steps,
         "resumed_from": champion.address if champion else "",
     }
-    return Outcome(num_rows=plan.num_steps, format="safetensors", fields=fields)
+    return Outcome(num_rows=facts.get("num_steps", 0), format="safetensors", fields=fields)
 
 
 def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None) -> str:

@@ -37,6 +37,14 @@ class MicroBatch:
         documents = self.documents_BT if self.queries is None else self.documents_BT[:, self.queries]
         return int((documents >= 0).sum())
 
+    def model_inputs(self, device: torch.device) -> dict[str, Tensor]:
+        inputs = {
+            "input_ids": self.tokens_BS,
+            "attention_mask": self.attention_mask(),
+            "position_ids": self.positions_BS,
+        }
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+
     def attention_mask(self) -> Tensor:
         """bool (B, 1, S, T): a token sees itself and earlier tokens of its own document, nothing else.
 

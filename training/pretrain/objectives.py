@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spark_jobs.manifests import TokenizerFiles
 from training.pretrain.loss import IGNORED
+from training.pretrain.mesh import Mesh
+from training.pretrain.micro_batch import micro_batch_of
 from training.pretrain.token_shards import Batch
 from training.specs import TrainSpec
 
@@ -93,6 +96,27 @@ class DividedInputs:
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Inputs of a batch under the spec's objective. The tokenizers have no token for masks: padding's stands for it,
+    which is never read otherwise."""
+
+    spec: TrainSpec
+    mesh: Mesh
+    tokenizer: TokenizerFiles
+
+    def of(self, batch: Batch, positions: Sequence[int]) -> Inputs:
+        """`positions` of the batch's rows in the data stream."""
+        tokenizer = self.tokenizer
+        match self.spec.objective:
+            case "causal_lm":
+                return micro_batch_of(batch, self.mesh)
+            case "masked_lm":
+                return masked_inputs(batch, positions, tokenizer.vocab_size, tokenizer.pad_id, self.spec)
+            case "seq2seq_lm":
+                return divided_inputs(batch, positions, tokenizer.bos_id, tokenizer.pad_id, self.spec)
+
+
 def masked_inputs(
     batch: Batch, positions: Sequence[int], vocab_size: int, mask_id: int, spec: TrainSpec
 ) -> MaskedInputs:
@@ -107,7 +131,7 @@ def masked_inputs(
         draws = np.random.default_rng([MASK_SALT, spec.seed, position])
         chosen = (draws.random(tokens.shape[1]) < spec.mask_share) & (labels[row] != IGNORED)
         fate = draws.random(tokens.shape[1])
-        others: np.ndarray = draws.integers(0, vocab_size, tokens.shape[1])
+        others: np.ndarray = draws.integers(0, vocab_size, size=(tokens.shape[1],))
         targets[row, chosen] = tokens[row, chosen]
         tokens[row, chosen & (fate < REPLACED)] = mask_id
         swapped = chosen & (fate >= REPLACED) & (fate < REPLACED + SWAPPED)

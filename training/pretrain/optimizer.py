@@ -104,6 +104,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["rate_ratio"]
 
 
+def scale_gradients(module: nn.Module, factor: float) -> None:
+    if factor != 1.0:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+
 def clip_gradients(module: nn.Module, clip_norm: float, stages: dist.ProcessGroup | None = None) -> float:
     """Scale gradients down to `clip_norm` and return their L2 norm over all parameters and ranks before that.
 

@@ -11,20 +11,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from training.parallel_spec import ParallelSpec
 from training.pretrain.activation_checkpointing import checkpoint_activations
+from training.pretrain.chunked_loss import LossHead
 from training.pretrain.context_parallel import use_context_parallel
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Mesh
-from training.pretrain.micro_batch import MicroBatch
+from training.pretrain.objectives import Inputs
 from training.pretrain.pipeline import PipelinedModel
 from training.pretrain.tensor_parallel import LossFunction, cut_matrices, loss_context, over_cut_vocabulary
 
 # Below this many parameters a rank keeps the gathered weights between forward and backward: it saves one all-gather
 # a block, and costs at most 200 MB.
 RESHARD_FROM = 50_000_000
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ParallelModel(Protocol):
@@ -33,21 +35,23 @@ class ParallelModel(Protocol):
     module: nn.Module  # this rank's parameters, by the names they have in the whole model
     mesh: Mesh
 
-    def forward_backward(self, batches: Sequence[MicroBatch], num_targets: float) -> float:
+    def forward_backward(self, batches: Sequence[Inputs], divisor: float) -> float:
         """Accumulate gradients of a step's micro-batches, summed over ranks when it returns.
 
-        `num_targets`: of the step over all ranks. Returns this rank's share of the step's mean loss.
+        Losses are summed over targets and divided by `divisor`: the step's targets over all ranks, or less where the loss
+        is scaled. Returns this rank's share of the sum.
         """
         ...
 
 
 def parallelize(
-    model: LlamaForCausalLM, mesh: Mesh, spec: ParallelSpec, precision: str = "fp32",
-    loss: LossFunction = sum_cross_entropy,
+    model: PreTrainedModel, mesh: Mesh, spec: ParallelSpec, precision: str = "fp32",
+    loss: LossFunction = sum_cross_entropy, head: LossHead | None = None,
 ) -> ParallelModel:  # fmt: skip
     """Spread `model`, which every rank has built whole with the same weights. `model` itself is used up.
 
-    Weights stay in their own dtype; bf16 is what forward and backward compute in, reductions are fp32.
+    Weights stay in their own dtype; bf16 or fp16 is what forward and backward compute in, reductions are fp32. `head`, if
+    there is one, is part of the model and answers with the loss in the place of logits.
     """
     model.to(mesh.ranks.device)
     if mesh.sequence is not None:
@@ -56,7 +60,7 @@ def parallelize(
     if mesh.tp is not None:
         loss = over_cut_vocabulary(loss, mesh.tp)
     if spec.strategy == "ddp":
-        return WholeModel(model, copy_model(model), mesh, loss)
+        return WholeModel(model, copy_model(model), mesh, loss, head)
     reshard = sum(p.numel() for p in model.parameters()) >= RESHARD_FROM
     policies = _policies(mesh, spec, precision)
 
@@ -68,28 +72,42 @@ def parallelize(
     if mesh.degrees.pp > 1:
         return PipelinedModel(model, mesh, spec, loss, shard)
     shard(model)
-    return WholeModel(model, model, mesh, loss)
+    return WholeModel(model, model, mesh, loss, head)
 
 
 class WholeModel:
     """All blocks on every rank."""
 
-    def __init__(self, module: nn.Module, forward: nn.Module, mesh: Mesh, loss: LossFunction) -> None:
-        self.module, self.forward, self.mesh, self.loss = module, forward, mesh, loss
+    def __init__(
+        self, module: nn.Module, forward: nn.Module, mesh: Mesh, loss: LossFunction, head: LossHead | None = None
+    ) -> None:
+        self.module, self.forward, self.mesh, self.loss, self.head = module, forward, mesh, loss, head
 
-    def forward_backward(self, batches: Sequence[MicroBatch], num_targets: float) -> float:
-        device, share = self.mesh.ranks.device, 0.0
+    def forward_backward(self, batches: Sequence[Inputs], divisor: float) -> float:
+        share = 0.0
         for i, batch in enumerate(batches):
             with self._reduction(last=i == len(batches) - 1), loss_context(self.mesh.tp):
-                logits = self.forward(
-                    input_ids=batch.tokens_BS.to(device),
-                    attention_mask=batch.attention_mask().to(device),
-                    position_ids=batch.positions_BS.to(device),
-                ).logits
-                loss = self.loss(logits, batch.targets_BS.to(device)) / max(num_targets, 1)
+                loss = self._loss(batch) / divisor
                 torch.autograd.backward(loss)
             share += float(loss.detach())
         return share
+
+    def loss_of(self, batches: Sequence[Inputs]) -> float:
+        """This rank's summed loss in nats, without gradients and dropout."""
+        self.module.eval()
+        try:
+            with torch.no_grad(), loss_context(self.mesh.tp):
+                return sum(float(self._loss(batch)) for batch in batches)
+        finally:
+            self.module.train()
+
+    def _loss(self, batch: Inputs) -> Tensor:
+        device = self.mesh.ranks.device
+        targets = batch.targets_BS.to(device)
+        if self.head is not None:
+            self.head.targets_BT = targets
+        answer: Tensor = self.forward(**batch.model_inputs(device)).logits
+        return self.loss(answer, targets) if self.head is None else answer
 
     def _reduction(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients cross ranks in the last micro-batch's backward only."""
@@ -117,19 +135,26 @@ def _sum_gradients(bucket: Any) -> torch.futures.Future[Tensor]:
 
 def _policies(mesh: Mesh, spec: ParallelSpec, precision: str) -> dict[str, Any]:
     policy = MixedPrecisionPolicy()
-    if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if precision != "fp32":
+        policy = MixedPrecisionPolicy(param_dtype=HALF[precision], reduce_dtype=torch.float32)
     offload = OffloadPolicy()
     if spec.offload:
         offload = CPUOffloadPolicy(pin_memory=mesh.ranks.device.type == "cuda")
     return {"mp_policy": policy, "offload_policy": offload}
 
 
+def blocks_of(module: Any) -> list[nn.Module]:
+    """The repeated parts of a model, or of a pipeline's stage."""
+    kinds = getattr(module, "_no_split_modules", None)
+    if kinds is None:
+        return list(module.model.layers.values())
+    return [part for part in module.modules() if type(part).__name__ in kinds]
+
+
 def shard_module(module: Any, mesh: Mesh, policies: dict[str, Any], reshard: bool) -> None:
     """FSDP2 over `mesh.fsdp`: every block of a large model, then the rest; gradients are summed."""
     if reshard:
-        layers: Any = module.model.layers
-        for block in layers.values() if isinstance(layers, nn.ModuleDict) else layers:
+        for block in blocks_of(module):
             # A pipeline runs many micro-batches before it is done with a block: gathered weights stay.
             fully_shard(block, mesh=mesh.fsdp, reshard_after_forward=mesh.degrees.pp == 1, **policies)
     fully_shard(module, mesh=mesh.fsdp, reshard_after_forward=False, **policies)

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 from training.parallel_spec import STAGES_PER_RANK, ParallelSpec
 from training.pretrain.mesh import Mesh
 from training.pretrain.micro_batch import MicroBatch, concatenate
+from training.pretrain.objectives import Inputs
 from training.pretrain.tensor_parallel import LossFunction, loss_context
 
 SCHEDULES: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B, "interleaved1f1b": ScheduleInterleaved1F1B}
@@ -84,7 +85,7 @@ class PipelinedModel:
         self.has_first, self.has_last = 0 in mine, last in mine
         blocks = [block for i in mine for block in split[i]]
         self.module: nn.Module = LlamaStage(_union(modules), blocks, self.has_first, self.has_last)
-        self.mesh, self.loss, self.num_targets = mesh, loss, 1.0
+        self.mesh, self.loss, self.divisor = mesh, loss, 1.0
         stages = [
             PipelineStage(module, i, spec.num_stages, mesh.ranks.device, group=mesh.stages)
             for i, module in zip(mine, modules, strict=True)
@@ -96,13 +97,13 @@ class PipelinedModel:
         )
 
     def _share(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(logits, targets) / self.num_targets
+        return self.loss(logits, targets) / self.divisor
 
-    def forward_backward(self, batches: Sequence[MicroBatch], num_targets: float) -> float:
+    def forward_backward(self, batches: Sequence[Inputs], divisor: float) -> float:
         """Accumulate gradients of a step's micro-batches, and return this rank's share of the mean loss (0 but on the
         last stage)."""
-        self.num_targets = max(num_targets, 1.0)
-        rows, device = concatenate(batches), self.mesh.ranks.device
+        self.divisor = divisor
+        rows, device = concatenate([b for b in batches if isinstance(b, MicroBatch)]), self.mesh.ranks.device
         losses: list[Tensor] = []
         with loss_context(self.mesh.tp):
             self.schedule.step(

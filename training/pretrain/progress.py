@@ -1,7 +1,7 @@
 """What a training run tells while it runs: a curve that is part of the output, events and TensorBoard files that are not.
 
 scratch/curve.jsonl     step, loss, learning rate, gradient norm, tokens: the same in every honest run; published
-scratch/events.jsonl    the same with speed and time left; also sent to the parent process, line by line
+scratch/events.jsonl    the same with speed, memory, time left, and every incident; also sent to the parent process
 scratch/tensorboard/    the same for `tensorboard --logdir`
 """
 
@@ -17,28 +17,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from spark_jobs.requests import ANSWER_FD, send
+from training.pretrain.flops import mfu, peak_flops
 
 EVENT_OF = {"job": "train"}
+NOT_DRAWN = {"step", "num_steps", "tokens", "eta_s"}  # in TensorBoard
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """Loss in nats a target, norm before clipping, both over all ranks; tokens without padding."""
+    """Loss in nats a target, norm before clipping, both over all ranks; tokens without padding.
+
+    trouble: why the step was not applied, "" if it was. small, large: (targets, squared gradient norm) of the first
+    micro-batches and of the whole step, where the noise scale was measured. heldout_loss: where it was looked at.
+    """
 
     loss: float
     learning_rate: float
     grad_norm: float
     tokens: int
+    trouble: str = ""
+    small: tuple[float, float] | None = None
+    large: tuple[float, float] = (0.0, 0.0)
+    heldout_loss: float | None = None
+    noise_scale: float | None = None
+    num_sequences: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What tokens/s are measured against. peak: FLOP/s of all devices together, None where it is not known."""
+
+    flops_per_token: float
+    peak: float | None
+    device: torch.device
+
+    @classmethod
+    def of(cls, flops_per_token: float, device: torch.device, world_size: int) -> Cost:
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        return cls(flops_per_token, peak * world_size if peak else None, device)
+
+    def facts(self, tokens_per_s: float) -> dict[str, float]:
+        """MFU (convention: see flops.py), FLOP/s, and memory of this rank: CUDA's peak, or resident memory."""
+        told = {"tflops": round(self.flops_per_token * tokens_per_s / 1e12, 6)}
+        if self.peak is not None:
+            told["mfu"] = round(mfu(self.flops_per_token, tokens_per_s, self.peak), 4)
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device)
+        else:
+            memory = psutil.Process().memory_info().rss
+        return told | {"memory_mb": round(memory / 2**20, 1)}
 
 
 class Progress:
     """Writer of rank 0. Opening it at step k drops lines a killed run wrote after its checkpoint at k."""
 
-    def __init__(self, scratch: Path, first_step: int, num_steps: int) -> None:
-        self.num_steps, self.first_step = num_steps, first_step
+    def __init__(self, scratch: Path, first_step: int, num_steps: int, cost: Cost | None = None) -> None:
+        self.num_steps, self.first_step, self.cost, self.scratch = num_steps, first_step, cost, scratch
         self.curve_path = scratch / "curve.jsonl"
         kept = self.curve_path.read_text().splitlines(keepends=True)[:first_step] if self.curve_path.exists() else []
         if len(kept) != first_step:
@@ -50,8 +89,8 @@ class Progress:
         self.board = SummaryWriter(str(scratch / "tensorboard"), purge_step=first_step + 1)
         self.started = self.last = time.monotonic()
 
-    def step(self, step: int, facts: StepFacts) -> None:
-        """Record optimizer step number `step`, counted from 1."""
+    def step(self, step: int, facts: StepFacts, loader_s: float = 0.0) -> None:
+        """Record optimizer step number `step`, counted from 1. loader_s: seconds it waited for its data."""
         now = time.monotonic()
         seconds, self.last = now - self.last, now
         self.num_tokens += facts.tokens
@@ -62,17 +101,36 @@ class Progress:
             "grad_norm": facts.grad_norm,
             "tokens": facts.tokens,
         }
+        for name in ("heldout_loss", "noise_scale"):
+            if getattr(facts, name) is not None:
+                line[name] = getattr(facts, name)
         self.curve.write(json.dumps(line) + "\n")
         event = line | {
             "num_steps": self.num_steps,
             "tokens_per_s": round(facts.tokens / seconds, 1),
-            "eta_s": round((now - self.started) / (step - self.first_step) * (self.num_steps - step), 1),
+            "loader_share": round(loader_s / seconds, 4),
+            "eta_s": round((now - self.started) / (step - self.first_step) * max(0, self.num_steps - step), 1),
         }
+        if facts.num_sequences:
+            event["sequences"] = facts.num_sequences
+        if self.cost is not None:
+            event |= self.cost.facts(event["tokens_per_s"])
+        self._tell(event)
+        for name in event.keys() - NOT_DRAWN:
+            self.board.add_scalar(f"train/{name}", event[name], step)
+
+    def incident(self, facts: dict[str, Any]) -> None:
+        """Tell of a step that was not applied, or of training that went back."""
+        self._tell({"incident": facts})
+
+    def _tell(self, event: dict[str, Any]) -> None:
         self.events.write(json.dumps(event) + "\n")
         send("event", EVENT_OF | event)
-        for name in ("loss", "learning_rate", "grad_norm"):
-            self.board.add_scalar(f"train/{name}", line[name], step)
-        self.board.add_scalar("train/tokens_per_s", event["tokens_per_s"], step)
+
+    def reopened(self, first_step: int) -> Progress:
+        """Go on from an earlier step, as a resumed run would."""
+        self.close()
+        return Progress(self.scratch, first_step, self.num_steps, self.cost)
 
     def make_durable(self) -> None:
         """The curve up to here reaches the disk before the checkpoint that relies on it."""
