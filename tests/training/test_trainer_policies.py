@@ -1,0 +1,227 @@
+"""What a training does beside plain steps, on real ranks: spikes, averages, a batch that grows, an early end, fp16."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training.pretrain import checkpointing
+from training.pretrain.chunked_loss import install_loss_head
+from training.pretrain.heldout import heldout_batches, heldout_rows
+from training.pretrain.loss import sum_cross_entropy
+from training.pretrain.mesh import Ranks, make_mesh
+from training.pretrain.model import model_config, new_model
+from training.pretrain.objectives import Examples
+from training.pretrain.parallel import parallelize
+from training.pretrain.sequence_order import corpus_row_groups
+from training.pretrain.spikes import Window, position_of
+from training.pretrain.token_shards import Batch, Sequences
+from training.pretrain.trainer import Material, plan_of, train_rank
+from training.specs import TrainSpec
+
+MODEL = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 24}
+SPEC: dict[str, Any] = {
+    "model": MODEL,
+    "num_steps": 12,
+    "sequences_per_step": 4,
+    "micro_batch": 1,
+    "ranks": 2,
+    "checkpoint_every": 4,
+    "optimizer": {"learning_rate": 1e-2},
+}
+DETECTOR = {"enabled": True, "window": 4, "active_after": 4, "sigma": 2.0}
+
+
+class Stream(Sequences):
+    """The corpus's sequences with `bad` positions full of noise, or as if the `gone` ones had never been there."""
+
+    bad: tuple[Window, ...] = ()
+    gone: tuple[Window, ...] = ()
+
+    def micro_batches(self, positions: Sequence[int], micro_batch: int) -> Iterator[Batch]:
+        found = [position_of(p, self.gone) for p in positions]
+        for i, batch in enumerate(super().micro_batches(found, micro_batch)):
+            for row, position in enumerate(found[i * micro_batch : (i + 1) * micro_batch]):
+                if any(first <= position < end for first, end in self.bad):
+                    noise = torch.arange(batch.tokens_BT.shape[1]) * 7919 % 300
+                    batch.tokens_BT[row] = torch.where(batch.documents_BT[row] >= 0, noise, batch.tokens_BT[row])
+                    batch.labels_BT[row] = torch.where(batch.labels_BT[row] >= 0, noise, batch.labels_BT[row])
+            yield batch
+
+
+def run(world: Any, ranks: Ranks, out: Path, fields: dict[str, Any], **stream: Any) -> dict[str, Any]:
+    """Train as main does, and return the facts of rank 0."""
+    spec = TrainSpec.model_validate(SPEC | fields)
+    mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))
+    model = new_model(model_config(spec.model, world.tokenizer, world.corpus.seq_len), spec.seed, spec.objective)
+    head = install_loss_head(model, spec.loss) if spec.loss.chunk_tokens else None
+    loss = functools.partial(sum_cross_entropy, spec=spec.loss)
+    shared = parallelize(model, mesh, spec.parallel, spec.precision, loss, head)
+    sequences = Stream(corpus_row_groups(world.corpus), world.corpus.seq_len, 0, 0.5, spec.seed)
+    for name, value in stream.items():
+        setattr(sequences, name, value)
+    heldout = []
+    if spec.early_stop.watch == "heldout":
+        rows = heldout_rows(world.corpus, world.tokenizer, spec.early_stop.num_sequences)
+        heldout = heldout_batches(rows, mesh, spec.micro_batch, 0, world.corpus.seq_len)
+    if ranks.is_first:
+        for name in ("data", "scratch"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+    material = Material(sequences, Examples(spec, mesh, world.tokenizer), heldout)
+    return train_rank(shared, material, spec, plan_of(spec, False, "a"), out)
+
+
+def weights(out: Path, part: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(out / "data" / f"{part}.safetensors")
+
+
+def curve(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "data" / "curve.jsonl").read_text().splitlines()]
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def train(world, run_ranks, tmp_path: Path) -> Any:
+    """Train into a folder of the test; returns (facts, folder)."""
+
+    def start(name: str, fields: dict[str, Any], **stream: Any) -> tuple[dict[str, Any], Path]:
+        out = tmp_path / name
+        world_size = (SPEC | fields)["ranks"]
+        results = run_ranks(lambda ranks: json.dumps(run(world, ranks, out, fields, **stream)), world_size)
+        return json.loads(results[0]), out
+
+    return start
+
+
+def test_spike_is_skipped_and_the_weights_are_those_of_a_run_that_never_saw_its_rows(train) -> None:
+    facts, out = train("spike", {"spikes": DETECTOR}, bad=((28, 32),))
+    assert facts["jumped"] == [[28, 32]]
+    (incident,) = [json.loads(line) for line in (out / "data" / "incidents.jsonl").read_text().splitlines()]
+    assert (incident["step"], incident["action"], incident["rows"]) == (8, "skip", [28, 32])
+    assert "2 sigma over the last 4 steps" in incident["reason"]
+    _, clean = train("clean", {}, gone=((28, 32),))
+    assert_same(weights(out), weights(clean))
+    assert [line["loss"] for line in curve(out)] == [line["loss"] for line in curve(clean)]
+
+
+def test_spike_that_lasts_sends_training_back_and_its_rows_are_jumped_over(train) -> None:
+    """Steps 7 to 9 are noise; one skip is allowed, so the second spike goes back to step 4 and jumps to row 32."""
+    fields = {"spikes": DETECTOR | {"max_skips": 1}}
+    facts, out = train("spike", fields, bad=((24, 36),))
+    incidents = [json.loads(line) for line in (out / "data" / "incidents.jsonl").read_text().splitlines()]
+    assert [(i["action"], i["rows"], i["to_step"]) for i in incidents[:2]] == [
+        ("skip", [24, 28], 6),
+        ("rollback", [16, 32], 4),
+    ]
+    assert facts["jumped"][0][0] == 16
+    assert facts["num_steps"] == 12
+    _, clean = train("clean", {}, gone=tuple(tuple(w) for w in facts["jumped"]))
+    assert_same(weights(out), weights(clean))
+    assert [line["step"] for line in curve(out)] == list(range(1, 13))
+    events = [json.loads(line) for line in (out / "scratch" / "events.jsonl").read_text().splitlines()]
+    assert [e["incident"]["action"] for e in events if "incident" in e] == [i["action"] for i in incidents]
+
+
+def test_rollbacks_are_capped(train) -> None:
+    with pytest.raises(Exception, match=r"after 1 steps skipped and 0 rollbacks; nothing was published"):
+        train("spike", {"spikes": DETECTOR | {"max_skips": 1, "max_rollbacks": 0}}, bad=((24, 100),))
+
+
+def test_average_is_saved_exported_by_choice_and_the_same_after_a_resume(train) -> None:
+    fields = {"ema": {"decay": 0.9}}
+    facts, out = train("whole", fields)
+    assert facts["exported"] == "ema"
+    plain_facts, plain = train("plain", {})
+    assert plain_facts["exported"] == "model"
+    assert_same(weights(out), weights(plain))
+    average = weights(out, "ema")
+    assert average.keys() == weights(out).keys()
+    assert not torch.equal(average["model.norm.weight"], weights(out)["model.norm.weight"])
+    newest = checkpointing.complete_steps(out / "scratch" / "checkpoints")[-1]
+    shutil.rmtree(out / "scratch" / "checkpoints" / f"step-{newest:08d}")
+    train("whole", fields)
+    assert_same(weights(out, "ema"), average)
+
+
+def test_batch_that_grows_keeps_the_rate_of_each_token_and_draws_as_many_sequences(train) -> None:
+    fields = {"adaptive_batch": {"measure_every": 1, "max_ratio": 4, "change_every": 2, "smoothing": 0.5}}
+    shape = {"ranks": 1, "sequences_per_step": 2, "num_steps": 24}
+    facts, out = train("grows", shape | fields)
+    assert facts["num_sequences"] == 48
+    assert facts["num_steps"] < 24
+    _, plain = train("plain", shape)
+    rates = [line["learning_rate"] for line in curve(plain)]
+    drawn, found = 0, [json.loads(x) for x in (out / "scratch" / "events.jsonl").read_text().splitlines()]
+    for event in found:
+        assert event["learning_rate"] == rates[drawn // 2]
+        drawn += event["sequences"]
+    assert drawn == 48
+    assert max(event["sequences"] for event in found) > 2
+    assert all(line["noise_scale"] > 0 for line in curve(out) if "noise_scale" in line)
+
+
+def test_measuring_the_noise_scale_changes_no_number(train) -> None:
+    _, plain = train("plain", {})
+    _, measured = train("measured", {"adaptive_batch": {"measure_every": 2}})
+    for one, other in zip(curve(plain), curve(measured), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert any("noise_scale" in line for line in curve(measured))
+
+
+def test_training_stops_early_when_the_held_out_loss_does_not_fall(train) -> None:
+    """A gain of 100 nats never comes: best at the first look, two looks without a gain, stopped at the third."""
+    stop = {"watch": "heldout", "every": 2, "patience": 2, "min_gain": 100.0, "num_sequences": 3}
+    facts, out = train("stops", {"early_stop": stop})
+    assert (facts["num_steps"], facts["stopped_early"]) == (6, True)
+    seen = [line["heldout_loss"] for line in curve(out) if "heldout_loss" in line]
+    assert len(seen) == 3
+    assert 1.0 < seen[-1] < seen[0] < 6.0
+    _, one_rank = train("one", {"early_stop": stop, "ranks": 1})
+    alone = [line["heldout_loss"] for line in curve(one_rank) if "heldout_loss" in line]
+    assert alone == pytest.approx(seen, abs=1e-4)
+
+
+def test_fp16_scales_the_loss_tries_again_after_an_overflow_and_follows_fp32(train) -> None:
+    _, plain = train("fp32", {})
+    facts, half = train("fp16", {"precision": "fp16"})
+    assert facts["num_incidents"] == 0
+    for one, other in zip(curve(plain), curve(half), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"loss": {"chunk_tokens": 10}},
+        {"model": MODEL | {"architecture": "gpt2"}},
+        {"model": MODEL | {"architecture": "bert"}, "objective": "masked_lm", "loss": {"chunk_tokens": 8}},
+        {"model": MODEL | {"architecture": "t5", "dropout": 0.1}, "objective": "seq2seq_lm"},
+        {"optimizer": {"kind": "muon", "learning_rate": 1e-2}, "schedule": {"kind": "cosine"}},
+        {"optimizer": {"kind": "adafactor", "learning_rate": 3e-2}, "loss": {"label_smoothing": 0.05, "z_loss": 1e-4}},
+    ],
+    ids=["chunked", "gpt2", "bert", "t5", "muon", "adafactor"],
+)
+def test_each_kind_of_training_lowers_its_loss(train, fields: dict[str, Any]) -> None:
+    facts, out = train("kind", fields | {"num_steps": 16})
+    losses = [line["loss"] for line in curve(out)]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    assert facts["final_loss"] == losses[-1]
+
+
+def test_chunked_loss_trains_the_same_weights(train) -> None:
+    _, plain = train("plain", {})
+    _, chunked = train("chunked", {"loss": {"chunk_tokens": 10}})
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(chunked)[name], tensor, atol=1e-4, rtol=0)
