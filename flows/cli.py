@@ -48,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a night here, now")
     _add_night_arguments(run)
     run.add_argument("--json", action="store_true", help="end with one JSON line on stdout; progress goes to stderr")
-    run.set_defaults(command=_lazy("flows.run_command", "run"))
+    run.add_argument(
+        "--dry-run", action="store_true", help="only print the plan, and the memory and FLOPs that training would need"
+    )
+    run.set_defaults(command=_run)
 
     plan = commands.add_parser("plan", help="say which steps would run, and why; touches nothing")
     _add_night_arguments(plan)
@@ -121,6 +124,11 @@ def _add_lineage_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         )
         parser.add_argument("--why", default="", help="kept in forgotten.jsonl beside who and when")
         parser.add_argument("--dry-run", action="store_true", help="only say what it would take out")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    where = ("flows.dry_run", "dry_run") if arguments.dry_run else ("flows.run_command", "run")
+    return _lazy(*where)(arguments)
 
 
 def _lazy(module: str, function: str) -> Command:

@@ -27,11 +27,12 @@ class Draws(Frozen):
 
 @lru_cache(maxsize=8)
 def _rows_drawn(
-    corpus_uri: str, trained_until: str, ratio: float, seed: int, count: int, order: str
+    corpus_uri: str, trained_until: str, ratio: float, seed: int, planned: int, count: int, order: str
 ) -> tuple[Rows, dict[str, int]]:
+    """Rows of the first `count` positions of a training that was planned to draw `planned`."""
     corpus = Corpus.load(corpus_uri)
     groups = corpus_row_groups(corpus, trained_until)
-    return draws_of(groups, row_facts(corpus, groups, order, count), ratio, seed, count), first_rows(groups)
+    return draws_of(groups, row_facts(corpus, groups, order, planned), ratio, seed, count), first_rows(groups)
 
 
 def draws_in(lineage: Lineage, checkpoint: Checkpoint, pieces: list[Piece]) -> Draws | None:
@@ -54,9 +55,14 @@ def draws_in(lineage: Lineage, checkpoint: Checkpoint, pieces: list[Piece]) -> D
     per_step = int(checkpoint.spec["sequences_per_step"])
     ratio = float(corpus.spec.get("replay_ratio", 0.5))
     seed, order = int(checkpoint.spec["seed"]), str(checkpoint.spec.get("order", "shuffled"))
-    drawn, firsts = _rows_drawn(corpus.uri, trained_until, ratio, seed, checkpoint.num_steps * per_step, order)
+    planned = per_step * int(checkpoint.spec.get("continue_steps" if champion else "num_steps", checkpoint.num_steps))
+    read = (checkpoint.num_sequences or planned) + sum(end - first for first, end in checkpoint.jumped)
+    drawn, firsts = _rows_drawn(corpus.uri, trained_until, ratio, seed, planned, read, order)
+    stays = np.ones(len(drawn), bool)
+    for first, end in checkpoint.jumped:  # the weights never saw these
+        stays[first:end] = False
     rows = sorted({firsts[p.night] + p.seq_id for p in wanted})
-    positions = np.flatnonzero(np.isin(drawn, rows))
+    positions = np.flatnonzero(np.isin(drawn[stays], rows))
     first = int(positions[0]) // per_step if len(positions) else -1
     return Draws(count=len(positions), first_step=first)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import TokenizerFiles
@@ -22,7 +22,10 @@ PROBE_TOKENS = 16  # tokens of the fixed input on which two models are compared
 
 
 def run(request: Request) -> Outcome:
-    """Inputs: checkpoint, tokenizer. The folder is reloaded in a fresh process before it counts as exported."""
+    """Inputs: checkpoint, tokenizer. The folder is reloaded in a fresh process before it counts as exported.
+
+    What is exported is the average of weights where the checkpoint says so.
+    """
     checkpoint = Checkpoint.load(input_uri(request, "checkpoint"))
     tokenizer = TokenizerFiles.load(input_uri(request, "tokenizer"))
     data, scratch = Path(request.out) / "data", Path(request.out) / "scratch"
@@ -49,9 +52,9 @@ def run(request: Request) -> Outcome:
 
 def write_folder(checkpoint: Checkpoint, tokenizer: TokenizerFiles, data: Path, logits: Path) -> dict[str, Any]:
     source = Path(checkpoint.folder())
-    config = LlamaConfig.from_pretrained(source)
-    model = LlamaForCausalLM(config).eval()
-    load_weights(model, source / "model.safetensors")
+    config = AutoConfig.from_pretrained(source)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    load_weights(model, source / f"{checkpoint.exported}.safetensors")
     config.use_cache = True  # training had no use for it
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id

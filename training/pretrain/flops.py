@@ -59,7 +59,7 @@ def memory_bytes(num_parameters: int, settings: Mapping[str, Any]) -> dict[str, 
     """Bytes of one rank for weights, gradients, optimizer state and average, sharded over `shards` ranks.
 
     settings: shards, optimizer (kind), hidden_parameters (matrices of blocks, which muon keeps one moment of), ema (bool),
-    gathered_bytes (2 or 4: of the weights that forward and backward gather, 0 if nothing is gathered).
+    gathered (parameters that forward and backward have whole at once), gathered_bytes (2 or 4 each).
     """
     shards = settings["shards"]
     hidden = settings["hidden_parameters"]
@@ -71,7 +71,7 @@ def memory_bytes(num_parameters: int, settings: Mapping[str, Any]) -> dict[str, 
         "adafactor": 0,  # two vectors a matrix
     }[settings["optimizer"]]
     return {
-        "weights": 4 * num_parameters // shards + settings["gathered_bytes"] * num_parameters,
+        "weights": 4 * num_parameters // shards + settings["gathered_bytes"] * settings["gathered"],
         "gradients": 4 * num_parameters // shards,
         "optimizer": 4 * moments // shards,
         "average": 4 * num_parameters // shards * settings["ema"],
