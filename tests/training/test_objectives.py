@@ -143,7 +143,7 @@ def test_overrides_reach_the_configuration(world) -> None:
 @pytest.mark.parametrize(
     ("fields", "objective", "message"),
     [
-        ({"architecture": "lama"}, "causal_lm", r"architecture 'lama': .*near: llama"),
+        ({"architecture": "llamma"}, "causal_lm", r"architecture 'llamma': .*near: llama"),
         ({"overrides": {"rope_tetha": 1.0}}, "causal_lm", r"a llama has no rope_tetha"),
         ({"architecture": "t5"}, "causal_lm", r"objective causal_lm: .* architecture t5"),
         ({"architecture": "bloom"}, "causal_lm", r"bloom: it cannot be told where packed documents begin"),
