@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs import key_index, tables
+from spark_jobs import key_index, orc_footer, tables
 from spark_jobs.errors import RequestError
 from spark_jobs.job import Job
 from spark_jobs.key_index import RECORD, IndexFile, IndexParameters, IndexReader, Record, Run
@@ -94,7 +95,7 @@ class History:
         return self.nights[record.number][0]
 
     def texts(self, records: Sequence[Record]) -> list[str]:
-        """Text of each; of a Parquet file only the row groups that hold one are read, of an ORC file the column."""
+        """Text of each; of a file only the row groups or stripes that hold one are read."""
         wanted: dict[tuple[int, int], list[int]] = defaultdict(list)
         for nth, record in enumerate(records):
             wanted[record.number, record.part].append(nth)
@@ -112,16 +113,18 @@ class History:
 
 def texts_at(path: Path, rows: list[int]) -> list[str]:
     """Column `text` of these rows, in the order asked for."""
+    file: Any
     if path.suffix == ".orc":
-        column = orc.ORCFile(path).read(columns=["text"]).column("text")
-        return [column[row].as_py() for row in rows]
-    file = parquet.ParquetFile(path)
-    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        file = orc.ORCFile(path)
+        sizes = [stripe.num_rows for stripe in orc_footer.stripes(path)]
+        read = file.read_stripe
+    else:
+        file = parquet.ParquetFile(path)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        read = file.read_row_group
     borders = np.concatenate(([0], np.cumsum(sizes)))
     groups = np.searchsorted(borders, rows, side="right") - 1
-    columns = {
-        int(group): file.read_row_group(int(group), columns=["text"]).column("text") for group in np.unique(groups)
-    }
+    columns = {int(group): read(int(group), columns=["text"]).column("text") for group in np.unique(groups)}
     return [columns[int(group)][row - int(borders[group])].as_py() for row, group in zip(rows, groups, strict=True)]
 
 

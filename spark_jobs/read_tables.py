@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Self
 
 import pyarrow as pa
-from pyarrow import orc, parquet
+from pyarrow import parquet
 
 from spark_jobs import orc_footer
+from spark_jobs.orc_file import OrcFile
 from spark_jobs.records import Record, Refused, field_record, new_columns, require_columns
 from spark_jobs.specs import SourceSpec
 
@@ -44,20 +44,20 @@ def table_ranges(kind: str, file: Path, piece_bytes: int) -> list[tuple[int, int
 
 def table_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec) -> Iterator[Record]:
     """The rows of parts [first, stop). Raises: Refused if a column is gone or the text column is no text; pa.ArrowException,
-    OSError, ValueError if the file cannot be opened.
+    OSError if the file cannot be opened.
     """
-    with _Parquet(file) if source.kind == "parquet" else _Orc(file) as table:
-        _check_schema(table.schema, source)
-        if first == 0 and source.columns:
-            yield from new_columns(origin, table.schema.names, (source.text_column, *source.columns))
-        for part in range(first, min(stop, len(table.first_rows))):
-            row = table.first_rows[part]
-            try:
-                for column in table.batches(part, source.text_column):
-                    yield from _column_records(origin, row, column)
-                    row += len(column)
-            except (pa.ArrowException, OSError) as err:
-                yield Record(f"{origin}@{row}", None, "unreadable", detail=f"{type(err).__name__}: {err}"[:300])
+    table = _Parquet(file) if source.kind == "parquet" else OrcFile(file)
+    _check_schema(table.schema, source)
+    if first == 0 and source.columns:
+        yield from new_columns(origin, table.schema.names, (source.text_column, *source.columns))
+    for part in range(first, min(stop, len(table.first_rows))):
+        row = table.first_rows[part]
+        try:
+            for column in table.batches(part, source.text_column):
+                yield from _column_records(origin, row, column)
+                row += len(column)
+        except (pa.ArrowException, OSError) as err:
+            yield Record(f"{origin}@{row}", None, "unreadable", detail=f"{type(err).__name__}: {err}"[:300])
 
 
 def _column_records(origin: str, row: int, column: pa.Array) -> Iterator[Record]:
@@ -71,7 +71,7 @@ def _column_records(origin: str, row: int, column: pa.Array) -> Iterator[Record]
 
 
 class _Parquet:
-    """A file in parts, its row groups. `first_rows`: the number of the first row of each."""
+    """The same as OrcFile for Parquet and its row groups."""
 
     def __init__(self, file: Path) -> None:
         self._file = parquet.ParquetFile(file)
@@ -79,46 +79,9 @@ class _Parquet:
         sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         self.first_rows = [0, *accumulate(sizes)][: len(sizes)]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
     def batches(self, part: int, name: str) -> Iterator[pa.Array]:
         for batch in self._file.iter_batches(BATCH_ROWS, [part], columns=[name], use_threads=False):
             yield batch.column(0)
-
-
-class _Orc:
-    """The same for ORC and its stripes."""
-
-    def __init__(self, file: Path) -> None:
-        self._stream = file.open("rb")
-        try:
-            self._file = orc.ORCFile(self._stream)
-        except BaseException:
-            self._stream.close()
-            raise
-        self.schema: pa.Schema = self._file.schema
-        sizes = self._sizes(file)
-        self.first_rows = [0, *accumulate(sizes)][: len(sizes)]
-
-    def _sizes(self, file: Path) -> list[int]:
-        try:
-            return [stripe.num_rows for stripe in orc_footer.stripes(file)]
-        except ValueError:  # a compression that is not unpacked there
-            some = self.schema.names[:1]
-            return [self._file.read_stripe(number, columns=some).num_rows for number in range(self._file.nstripes)]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def batches(self, part: int, name: str) -> Iterator[pa.Array]:
-        yield self._file.read_stripe(part, columns=[name]).column(0)
 
 
 def _check_schema(schema: pa.Schema, source: SourceSpec) -> None:

@@ -1,6 +1,6 @@
 """The Spark session of this machine. Where it runs and how big it is come from the environment, never from a spec.
 
-NIGHTMILL_SPARK_MASTER   default local[*]
+NIGHTMILL_SPARK_MASTER   default local[*,4]: all cores; a task is given up when it was lost four times, as on a cluster
 NIGHTMILL_SPARK_MEMORY   default 2g; heap of the driver (local) and of each executor
 NIGHTMILL_JAVA_HOME      default: see `java.find_java`
 NIGHTMILL_SPARK_PARTITIONS  default 2 on one machine, Spark's own 200 on a cluster; partitions of a shuffle
@@ -40,7 +40,7 @@ def spark_session() -> SparkSession:
 
 
 def _master() -> str:
-    return os.environ.get("NIGHTMILL_SPARK_MASTER", "local[*]")
+    return os.environ.get("NIGHTMILL_SPARK_MASTER", "local[*,4]")
 
 
 def _scratch() -> str:

@@ -1,5 +1,5 @@
-"""The same data jobs on one core, on seven partitions, and (reading and cleaning) on a standalone cluster of two workers:
-the same manifests."""
+"""The same data jobs on one core, on seven partitions, and on a standalone cluster of two workers of which Python workers
+and an executor are killed: the same manifests."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyspark
 import pytest
 
 from flows.prepare_corpus import prepare_corpus
-from flows.specs import NightlySpec, load_spec
+from flows.specs import load_spec
 from spark_jobs.java import find_java
-from tasks.data_steps import clean_documents, ingest_documents
-from tasks.engine import Engine, engine_in_use
+from spark_jobs.manifests import Handle
+from tasks.engine import Engine, StepResult, engine_in_use
 from tasks.machine import set_environment
+from tasks.steps import Step
 from tasks.workspace import Workspace
+from tests.spark_jobs.killer import WorkerKiller, workers_below
 
 NIGHT = "2026-11-25"
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny.yaml"
@@ -38,9 +43,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory, write_topics: Callable[..., 
 def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
     """Run the data jobs of a night in a home of its own; returns the digest of each step's manifest."""
 
-    def prepare(
-        texts: Path, run: Callable[[NightlySpec, str], object] = prepare_corpus.fn, **environment: str
-    ) -> dict[str, str]:
+    def prepare(texts: Path, observers: tuple[Any, ...] = (), **environment: str) -> dict[str, str]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NIGHTMILL_HOME", str(tmp_path_factory.mktemp("home")))
             for name, value in environment.items():
@@ -48,8 +51,8 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
             set_environment()
             spec = load_spec(str(TINY), [f"ingest.sources.0.path={texts}"])
             workspace = Workspace.of(spec.name)
-            with engine_in_use(Engine(workspace, NIGHT)):
-                run(spec, NIGHT)
+            with engine_in_use(Engine(workspace, NIGHT, observers=observers)):
+                prepare_corpus.fn(spec, NIGHT)
             return {step: entry.digest for step, entry in workspace.record(NIGHT).outputs.items()}
 
     return prepare
@@ -60,15 +63,37 @@ def one_core(prepare: Callable[..., dict[str, str]], texts: Path) -> dict[str, s
     return prepare(texts, NIGHTMILL_SPARK_MASTER="local[1]", NIGHTMILL_SPARK_PARTITIONS="1", PYTHONHASHSEED="0")
 
 
+@dataclass
+class Cluster:
+    """A standalone master on loopback with two workers of one core. `work`: where the executors write their logs."""
+
+    address: str
+    work: Path
+    workers: list[psutil.Process]
+
+    def executors(self) -> list[psutil.Process]:
+        found = []
+        for child in (child for worker in self.workers for child in worker.children()):
+            with suppress(psutil.Error):  # it ended meanwhile
+                if "CoarseGrainedExecutorBackend" in str(child.cmdline()):
+                    found.append(child)
+        return found
+
+    def num_lost(self) -> int:
+        """Tasks that ended with their Python worker."""
+        logs = [path.read_text(errors="replace") for path in self.work.rglob("stderr")]
+        return sum(log.count("Python worker exited unexpectedly (crashed)") for log in logs)
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """Address of a standalone master on loopback with two workers of one core."""
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"spark://127.0.0.1:{port}"
     environment = os.environ | {
         "JAVA_HOME": str(find_java(tmp_path / "java")),
+        "PYTHONPATH": str(Path(__file__).parents[2]),  # the code of the driver, wherever another copy is installed
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_WORKER_DIR": str(tmp_path / "work"),
         "SPARK_DAEMON_MEMORY": "256m",
@@ -86,12 +111,48 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         for worker in ("worker-1", "worker-2"):
             daemons.append(run(worker, "worker.Worker", "--cores", "1", "--memory", "1g", address))
         _wait_for(tmp_path / "master.log", "Registering worker", 2)
-        yield address
+        yield Cluster(address, tmp_path / "work", [psutil.Process(daemon.pid) for daemon in daemons[1:]])
     finally:
         for daemon in daemons:
             daemon.terminate()
         for daemon in daemons:
             daemon.wait(timeout=30)
+
+
+class Disturber:
+    """An observer: in every step that uses Spark a Python worker is killed at its work, and in one step an executor."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.killed_executor = False
+        self.losses: dict[str, int] = {}
+        self._killer: WorkerKiller | None = None
+
+    def step_started(self, step: Step[Any], why: str) -> None:
+        if step.app != "spark":
+            return
+        before = self.losses[step.name] = self.cluster.num_lost()
+        self._killer = WorkerKiller(lambda: self._look(step.name), lambda: self.cluster.num_lost() > before)
+        self._killer.start()
+
+    def _look(self, step: str) -> list[psutil.Process]:
+        """Where workers are looked for. An executor that has one at work in this step is killed instead, once."""
+        executors = self.cluster.executors()
+        if step == "dedup" and not self.killed_executor:
+            working = [one for one in executors if workers_below(one)]
+            if working:
+                working[0].kill()
+                self.killed_executor = True
+            return []
+        return executors
+
+    def step_event(self, step: Step[Any], event: dict[str, Any]) -> None: ...
+
+    def step_ended(self, step: Step[Any], result: StepResult, handle: Handle | None) -> None:
+        if self._killer is not None:
+            self._killer.stop()
+            self._killer = None
+            self.losses[step.name] = self.cluster.num_lost() - self.losses[step.name]
 
 
 def _wait_for(log: Path, words: str, times: int) -> None:
@@ -115,13 +176,15 @@ def test_seven_partitions_other_hash_seed_and_files_in_another_order_give_the_sa
     assert prepare(texts, **spec) == one_core
 
 
-def test_standalone_cluster_of_two_workers_reads_and_cleans_to_the_same_manifests(
-    prepare: Callable[..., dict[str, str]], one_core: dict[str, str], texts: Path, cluster: str
+def test_standalone_cluster_that_loses_workers_gives_the_same_manifests(
+    prepare: Callable[..., dict[str, str]], one_core: dict[str, str], texts: Path, cluster: Cluster
 ) -> None:
-    settings = {"NIGHTMILL_SPARK_MASTER": cluster, "NIGHTMILL_SPARK_MEMORY": "1g", "NIGHTMILL_SPARK_PARTITIONS": "3"}
-    made = prepare(texts, read_and_clean, SPARK_LOCAL_IP="127.0.0.1", **settings)
-    assert made == {step: one_core[step] for step in ("ingest", "clean")}
-
-
-def read_and_clean(spec: NightlySpec, _night: str) -> None:
-    clean_documents(ingest_documents(spec.ingest, None), spec.clean)
+    settings = {
+        "NIGHTMILL_SPARK_MASTER": cluster.address,
+        "NIGHTMILL_SPARK_MEMORY": "1g",
+        "NIGHTMILL_SPARK_PARTITIONS": "3",
+    }
+    disturber = Disturber(cluster)
+    assert prepare(texts, (disturber,), SPARK_LOCAL_IP="127.0.0.1", **settings) == one_core
+    assert disturber.killed_executor
+    assert sum(loss > 0 for loss in disturber.losses.values()) >= 2, disturber.losses  # some steps are over too soon

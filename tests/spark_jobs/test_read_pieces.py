@@ -1,6 +1,8 @@
 """Whatever a large file holds, its pieces give the records of the whole file: the same, once each, in the same order."""
 
 import gzip
+import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import orc, parquet
 
-from spark_jobs import orc_footer
+from spark_jobs import orc_file, orc_footer
 from spark_jobs.readers import Unit, pieces, read_unit
 from spark_jobs.records import Record
 from spark_jobs.specs import SourceSpec
@@ -270,7 +272,7 @@ def test_orc_footer_of_any_bytes_is_refused_or_read(tmp_path_factory: Tmp, conte
         orc_footer.stripes(file)
 
 
-@pytest.mark.parametrize("name", ["a.parquet"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.orc"])
 def test_damaged_part_of_a_table_costs_itself(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     write_table(file, pa.table({"text": words(5000)}), "zlib" if name == "a.orc" else "gzip")
@@ -285,15 +287,34 @@ def test_damaged_part_of_a_table_costs_itself(tmp_path: Path, name: str) -> None
     assert found[-1].origin == f"{name}@4999"
 
 
-@given(st.integers(0, 10**6), st.integers(1, 255), st.sampled_from(["a.parquet"]), st.integers(1, 4000))
+def test_orc_reader_that_dies_costs_one_stripe(tmp_path: Path) -> None:
+    file = tmp_path / "a.orc"
+    write_table(file, pa.table({"text": words(3000)}), "uncompressed")
+    records = read_unit(SourceSpec(kind="orc", path=str(file)), Unit(""), MAX_BYTES)
+    assert next(records).origin == "a.orc@0"
+    child = orc_file.reader()._child
+    assert child is not None
+    os.kill(child.pid, signal.SIGKILL)
+    found = list(records)
+    (lost,) = [record for record in found if record.reason == "unreadable"]
+    assert lost.detail == "OSError: the ORC reader ended with -9"
+    second = orc_footer.stripes(file)[0].num_rows
+    assert lost.origin == f"a.orc@{second}"
+    assert len(found) == 3000 - orc_footer.stripes(file)[1].num_rows
+    assert found[-1].origin == "a.orc@2999"
+
+
+@given(st.integers(0, 10**6), st.integers(0, 2000), st.sampled_from(["a.parquet", "a.orc"]), st.integers(1, 4000))
 @settings(deadline=None, max_examples=60)
 def test_pieces_of_a_damaged_table_give_the_records_of_the_whole(
-    tmp_path_factory: Tmp, place: int, change: int, name: str, piece_bytes: int
+    tmp_path_factory: Tmp, place: int, size: int, name: str, piece_bytes: int
 ) -> None:
+    """One bit, or up to 2000 bytes of zeros."""
     file = tmp_path_factory.mktemp("table") / name
     write_table(file, pa.table({"text": words(900)}))
     raw = bytearray(file.read_bytes())
-    raw[place % len(raw)] ^= change
+    place %= len(raw)
+    raw[place : place + max(size, 1)] = bytes(len(raw[place : place + size])) or bytes([raw[place] ^ 1])
     file.write_bytes(raw)
     assert_same(SourceSpec(kind=file.suffix[1:], path=str(file)), piece_bytes)
 
