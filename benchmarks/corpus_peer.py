@@ -45,7 +45,7 @@ def main() -> None:
             ).run()
 
         def chain(part: Path, out: Path) -> None:
-            run(JsonlReader(str(part)), GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(),
+            run(JsonlReader(str(part)), GopherRepetitionFilter(), GopherQualityFilter(max_non_alpha_words_ratio=0.7), C4QualityFilter(),
                 FineWebQualityFilter(), JsonlWriter(f"{out}/clean"))  # fmt: skip
             run(JsonlReader(f"{out}/clean"), MinhashDedupSignature(f"{out}/signatures", minhash))
             buckets = MinhashDedupBuckets(f"{out}/signatures", f"{out}/buckets", config=minhash)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from spark_jobs.compiled import compiled
@@ -38,7 +39,8 @@ LINE = re.compile(r"\r\n|\n|\r")
 TERMINAL = ".?!\u3002\uff0e\uff1f\uff01\uff61\u2047\u2048\u2049\u203d\u061f\u06d4\u0964\u0965\u0589\u1362\u1367\u17d4\u104b\u0f0d"
 WIDE = "\u3002\uff0e\uff1f\uff01\uff61"  # no space follows these
 CLOSING = "\"'\u201d\u2019\u00bb\u203a\u300d\u300f)]\uff09"
-LF, CR, FULL_STOP, ELLIPSIS = 0x0A, 0x0D, 0x2E, 0x2026
+ENDS, ELLIPSES, QUOTES = tuple(TERMINAL), ("...", "\u2026"), ('"', "\u201d", "\u300d")
+LF, CR = 0x0A, 0x0D
 
 
 class LineMeasures(NamedTuple):
@@ -55,37 +57,48 @@ def measure(texts: pa.Array) -> LineMeasures:
     return LineMeasures(*_measure(*utf8_buffers(texts), unicode_classes(), *marks))
 
 
-def keep_lines(text: str, min_words: int) -> str:
-    """The lines that C4 keeps, stripped, joined by LF. Footnote marks are struck out of the kept ones."""
+def keep_all_lines(texts: pa.Array, min_words: int) -> pa.Array:
+    """`keep_lines` of each text. What few texts hold is looked for in all of them at once first."""
+    notes = pc.match_substring(texts, "[").to_pylist()
+    policy = pc.match_substring_regex(texts, POLICY.pattern, ignore_case=True).to_pylist()
+    kept = [keep_lines(*row, min_words) for row in zip(texts.to_pylist(), notes, policy, strict=True)]
+    return pa.array(kept, pa.string())
+
+
+def keep_lines(text: str, has_notes: bool, has_policy: bool, min_words: int) -> str:
+    """The lines that C4 keeps, stripped, joined by LF. Footnote marks are struck out of the kept ones.
+
+    has_notes, has_policy: False if the text certainly holds no "[" or nothing that matches POLICY.
+    """
     kept = []
-    for raw in LINE.split(text):
-        line = FOOTNOTES.sub("", raw).strip()
-        words = line.split()
+    for raw in LINE.split(text) if "\r" in text else text.split("\n"):
+        line = (FOOTNOTES.sub("", raw) if has_notes else raw).strip()
         if (
-            num_words(line, words) >= min_words
-            and ends_sentence(line)
-            and max(map(len, words), default=0) <= MAX_WORD_LENGTH
-            and not POLICY.search(line)
+            ends_sentence(line)
+            and num_words(line, min_words) >= min_words
+            and (len(line) <= MAX_WORD_LENGTH or max(map(len, line.split())) <= MAX_WORD_LENGTH)
+            and not (has_policy and POLICY.search(line))
         ):
             kept.append(line)
     return "\n".join(kept)
 
 
-def num_words(line: str, words: list[str]) -> int:
-    """Of a line; in scripts without spaces each letter is one."""
-    if line.isascii():
-        return len(words)
+def num_words(line: str, enough: int) -> int:
+    """Of a line, counted up to `enough`; in scripts without spaces each letter is one."""
+    words = len(line.split(None, enough))
+    if words >= enough or line.isascii():
+        return words
     classes = unicode_classes()
     unspaced = sum(1 for char in line if ord(char) < classes.size and classes[ord(char)] & UNSPACED)
-    return max(len(words), unspaced)
+    return max(words, unspaced)
 
 
 def ends_sentence(line: str) -> bool:
     """Terminal punctuation, perhaps inside quotes or brackets, or a closing quote; but no ellipsis."""
     core = line.rstrip(CLOSING)
-    if core.endswith(("...", "\u2026")):
+    if core.endswith(ELLIPSES):
         return False
-    return core.endswith(tuple(TERMINAL)) or line.endswith(('"', "\u201d", "\u300d"))
+    return core.endswith(ENDS) or line.endswith(QUOTES)
 
 
 def is_placeholder(text: str) -> bool:

@@ -57,8 +57,7 @@ def strip_lines(texts: pa.Array, spec: CleanSpec) -> pa.Array:
     """What C4's line rules leave of each text, if they are on."""
     if spec.c4 is None:
         return texts
-    words = spec.c4.min_words_a_line
-    return pa.array([line_rules.keep_lines(text, words) for text in texts.to_pylist()], pa.string())
+    return line_rules.keep_all_lines(texts, spec.c4.min_words_a_line)
 
 
 def measure(texts: pa.Array, spec: CleanSpec, model: QualityModel | None = None) -> Measured:

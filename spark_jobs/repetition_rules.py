@@ -71,8 +71,7 @@ def _measure(data: Bytes, offsets: Offsets, classes: NDArray[np.uint8], max_ngra
         )
         table[0, text], table[2, text] = _later_copies(lines[:num_lines], line_chars[:num_lines])
         table[1, text], table[3, text] = _later_copies(paragraphs[:num_paragraphs], paragraph_chars[:num_paragraphs])
-        for n in range(2, min(max_ngram, 10, num_words) + 1):
-            table[2 + n, text] = _covered(words[:num_words], word_chars[:num_words], n)
+        _cover(words[:num_words], word_chars[:num_words], max_ngram, table[4:, text])
     return table
 
 
@@ -154,44 +153,82 @@ def _later_copies(hashes: NDArray[np.uint64], chars: NDArray[np.int64]):  # type
 
 
 @compiled
-def _covered(words: NDArray[np.uint64], chars: NDArray[np.int64], n: int) -> float:
-    """Share of the words' characters inside the top n-gram (n <= 4) or inside any repeated n-gram."""
-    count = words.size - n + 1
-    if count < 2:
-        return 0.0
-    grams = np.empty(count, np.uint64)
-    for first in range(count):
-        h = np.uint64(0)
-        for place in range(first, first + n):
-            h = mix((h ^ words[place]) + GOLDEN_GAMMA)
-        grams[first] = h
-    order = np.argsort(grams)
-    is_inside = np.zeros(words.size, np.bool_)
+def _cover(words: NDArray[np.uint64], chars: NDArray[np.int64], max_ngram: int, shares: NDArray[np.float64]) -> None:
+    """Fill shares[n - 2] for n = 2..max_ngram: characters inside the top n-gram (n <= 4) or inside any repeated n-gram.
+
+    An n-gram occurs twice only where its first n - 1 words do, so each n looks at the places left over by the one before.
+    """
+    places, hashes = np.arange(words.size), np.zeros(words.size, np.uint64)
+    num, total = words.size, chars.sum()
+    for place in range(num):
+        hashes[place] = mix(words[place] + GOLDEN_GAMMA)
+    for n in range(2, min(max_ngram, 10) + 1):
+        num = _extend(words, places, hashes, num, n)
+        if num < 2:
+            return
+        order = np.argsort(hashes[:num])
+        is_inside = np.zeros(words.size, np.bool_)
+        if n <= 4:
+            first, stop = _top_ngram(places, hashes, chars, order, n)
+            for rank in range(first, stop):
+                place = places[order[rank]]
+                is_inside[place : place + n] = True
+        num = _keep_repeated(places, hashes, order)
+        if n > 4:
+            for rank in range(num):
+                is_inside[places[rank] : places[rank] + n] = True
+        covered = 0
+        for place in range(words.size):
+            covered += chars[place] if is_inside[place] else 0
+        shares[n - 2] = covered / total
+
+
+@compiled
+def _extend(words, places, hashes, num: int, n: int) -> int:  # type: ignore[no-untyped-def]
+    """Hashes of n - 1 words become those of n words, where there are n; returns at how many places."""
+    kept = 0
+    for rank in range(num):
+        place = places[rank]
+        if place + n <= words.size:
+            places[kept] = place
+            hashes[kept] = mix((hashes[rank] ^ words[place + n - 1]) + GOLDEN_GAMMA)
+            kept += 1
+    return kept
+
+
+@compiled
+def _top_ngram(places, hashes, chars, order, n: int):  # type: ignore[no-untyped-def]
+    """(first, stop) in `order` of the occurrences of the top n-gram; equal if none occurs twice."""
     best_first, best_stop, best_size, best_place = 0, 0, 0, 0
     run = 0
-    while run < count:
+    while run < order.size:
         stop = run + 1
-        while stop < count and grams[order[stop]] == grams[order[run]]:
+        while stop < order.size and hashes[order[stop]] == hashes[order[run]]:
             stop += 1
         repeats = stop - run
-        if repeats >= 2 and n > 4:
-            for place in range(run, stop):
-                is_inside[order[place] : order[place] + n] = True
-        elif repeats >= 2 and repeats >= best_stop - best_first:
-            size, first = 0, words.size
-            for place in range(run, stop):
-                first = min(first, order[place])
+        if repeats >= 2 and repeats >= best_stop - best_first:
+            size, first = 0, chars.size
+            for rank in range(run, stop):
+                first = min(first, places[order[rank]])
             for place in range(first, first + n):
                 size += chars[place]
             is_more = repeats > best_stop - best_first or size > best_size or (size == best_size and first < best_place)
             if is_more:
                 best_first, best_stop, best_size, best_place = run, stop, size, first
         run = stop
-    for place in range(best_first, best_stop):
-        is_inside[order[place] : order[place] + n] = True
-    covered, total = 0, 0
-    for place in range(words.size):
-        total += chars[place]
-        if is_inside[place]:
-            covered += chars[place]
-    return covered / total
+    return best_first, best_stop
+
+
+@compiled
+def _keep_repeated(places, hashes, order) -> int:  # type: ignore[no-untyped-def]
+    """Move the places whose hash occurs twice or more to the front, in the order of hashes; returns how many."""
+    ordered, sorted_hashes = places[order], hashes[order]
+    kept = 0
+    for rank in range(order.size):
+        is_repeated = (rank > 0 and sorted_hashes[rank] == sorted_hashes[rank - 1]) or (
+            rank + 1 < order.size and sorted_hashes[rank] == sorted_hashes[rank + 1]
+        )
+        if is_repeated:
+            places[kept], hashes[kept] = ordered[rank], sorted_hashes[rank]
+            kept += 1
+    return kept
