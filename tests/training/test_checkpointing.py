@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from training.pretrain.checkpointing import complete_steps, prune
 
 
-def make_step(folder: Path, step: int, complete: bool = True) -> None:
+def make_step(folder: Path, step: int, complete: bool = True, facts: str = "{}") -> None:
     place = folder / f"step-{step:08d}"
     place.mkdir(parents=True)
     (place / "__0_0.distcp").write_bytes(b"x")
     if complete:
         (place / ".metadata").write_bytes(b"x")
-        (place / "state.json").write_text("{}")
+        (place / "state.json").write_text(facts)
 
 
 def test_a_step_without_metadata_is_not_complete(tmp_path: Path) -> None:
@@ -35,3 +36,11 @@ def test_prune_keeps_the_newest_and_never_the_last_good_one(tmp_path: Path) -> N
     prune(tmp_path, keep=0)
     assert complete_steps(tmp_path) == [30]
     prune(tmp_path / "nowhere", keep=2)
+
+
+def test_prune_keeps_the_newest_clean_one_to_go_back_to(tmp_path: Path) -> None:
+    """Nothing went wrong before 10 and 20; before 30, 40 and 50 something did."""
+    for step in (10, 20, 30, 40, 50):
+        make_step(tmp_path, step, facts=json.dumps({"clean": step <= 20}))
+    prune(tmp_path, keep=2)
+    assert complete_steps(tmp_path) == [20, 40, 50]

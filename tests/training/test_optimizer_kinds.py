@@ -13,10 +13,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
+from benchmarks.parity import Layout, batches_at, on_ranks, tiny_llama
 from training.pretrain import checkpointing
-from training.pretrain.mesh import Ranks
+from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.muon import Muon, orthogonalised
 from training.pretrain.optimizer import depths_of, make_optimizer, parameter_groups, set_rate
+from training.pretrain.parallel import parallelize
+from training.pretrain.trainer import train_step
 from training.specs import OptimizerSpec
 
 KINDS = get_args(OptimizerSpec.model_fields["kind"].annotation)
@@ -180,3 +183,24 @@ def test_depth_of_a_decoder_is_above_its_encoder() -> None:
     assert depths["encoder.block.1.layer.0.SelfAttention.q.weight"] == 2
     assert depths["decoder.block.2.layer.2.DenseReluDense.wo.weight"] == 5
     assert (depths["shared.weight"], depths["decoder.final_layer_norm.weight"], deepest) == (0, 6, 6)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adafactor"])
+def test_optimizer_on_matrices_cut_twice_gives_the_numbers_of_one_rank(kind: str) -> None:
+    """FSDP over tensor parallel: shards are strided, and matrices of both meshes and of one are mixed."""
+
+    def weights(layout: Layout, ranks: Ranks) -> dict[str, torch.Tensor]:
+        torch.set_default_dtype(torch.float64)
+        mesh = make_mesh(ranks, layout.spec.degrees(ranks.world_size))
+        model = parallelize(tiny_llama(tied=False), mesh, layout.spec)
+        optimizer = make_optimizer(model.module, spec_of(kind))
+        for step in range(3):
+            train_step(model, optimizer, batches_at(step, mesh, layout), 0.01, 1.0)
+        return checkpointing.gather_state(checkpointing.train_state(model.module, optimizer), mesh)
+
+    both = Layout("both", 4, {"dp_shard": 2, "tp": 2})
+    found = on_ranks(lambda ranks: weights(both, ranks), 4)[0]
+    expected = on_ranks(lambda ranks: weights(Layout("one", 1, {}), ranks), 1)[0]
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-12, rtol=1e-9)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.pretrain import checkpointing
+from training.pretrain import checkpointing, loss_scale, parallel
 from training.pretrain.chunked_loss import install_loss_head
 from training.pretrain.heldout import heldout_batches, heldout_rows
 from training.pretrain.loss import sum_cross_entropy
@@ -193,10 +193,15 @@ def test_training_stops_early_when_the_held_out_loss_does_not_fall(train) -> Non
     assert alone == pytest.approx(seen, abs=1e-4)
 
 
-def test_fp16_scales_the_loss_tries_again_after_an_overflow_and_follows_fp32(train) -> None:
+def test_fp16_tries_again_after_an_overflow_and_follows_fp32(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a scale of 2^40 gradients overflow again and again; no row is lost, no step is missing."""
+    monkeypatch.setattr(loss_scale, "START", 2.0**40)
     _, plain = train("fp32", {})
     facts, half = train("fp16", {"precision": "fp16"})
-    assert facts["num_incidents"] == 0
+    assert (facts["num_incidents"], facts["jumped"]) == (0, [])
+    newest = checkpointing.complete_steps(half / "scratch" / "checkpoints")[-1]
+    scale = checkpointing.facts_of(half / "scratch" / "checkpoints", newest)["run"]["scale"]["scale"]
+    assert 1.0 < scale < 2.0**30
     for one, other in zip(curve(plain), curve(half), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=0.02)
 
@@ -218,6 +223,27 @@ def test_each_kind_of_training_lowers_its_loss(train, fields: dict[str, Any]) ->
     losses = [line["loss"] for line in curve(out)]
     assert sum(losses[-4:]) < sum(losses[:4])
     assert facts["final_loss"] == losses[-1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": MODEL | {"architecture": "gpt2"}, "loss": {"chunk_tokens": 7}},
+        {"model": MODEL | {"architecture": "bert"}, "objective": "masked_lm"},
+        {"model": MODEL | {"architecture": "t5"}, "objective": "seq2seq_lm"},
+    ],
+    ids=["gpt2", "bert", "t5"],
+)
+def test_blocks_sharded_one_by_one_give_the_losses_of_a_model_sharded_whole(
+    train, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """Large models gather a block at a time; small ones are made to here."""
+    fields = fields | {"num_steps": 3, "parallel": {"activation_checkpointing": "full"}}
+    _, whole = train("whole", fields)
+    monkeypatch.setattr(parallel, "RESHARD_FROM", 0)
+    _, blocks = train("blocks", fields)
+    for one, other in zip(curve(whole), curve(blocks), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
 
 
 def test_chunked_loss_trains_the_same_weights(train) -> None:
