@@ -120,15 +120,10 @@ class ParallelSpec(Frozen):
                     f"model.{name} {size} cannot be shared by tp {self.tp} ranks: make it a multiple, or lower parallel.tp"
                 )
 
-    def check_pipeline(self, num_layers: int, tie_embeddings: bool, rows: int) -> None:
+    def check_pipeline(self, num_layers: int, rows: int) -> None:
         """`rows`: of one rank in a step."""
         if self.pp == 1:
             return
-        if tie_embeddings:
-            raise ValueError(
-                f"parallel.pp {self.pp}: a tied embedding would live on the first stage and the last; "
-                "set model.tie_embeddings to false, or pp to 1"
-            )
         if num_layers < self.num_stages:
             raise ValueError(
                 f"model.num_layers {num_layers} is fewer than {self.num_stages} pipeline stages "

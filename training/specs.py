@@ -196,7 +196,7 @@ class TrainSpec(Frozen):
             )
         self.parallel.check_strategy(self.precision)
         self.parallel.check_heads(self.model.num_heads, self.model.num_kv_heads, self.model.intermediate_size)
-        self.parallel.check_pipeline(self.model.num_layers, self.model.tie_embeddings, rows)
+        self.parallel.check_pipeline(self.model.num_layers, rows)
         self._check_llama_only()
         self._check_whole_models_only()
         self._check_adaptive_batch(rows)

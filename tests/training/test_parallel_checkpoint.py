@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,10 @@ FSDP_PP = Layout("fsdp-pp", 4, {"dp_shard": 2, "pp": 2})
 SPLIT, LAST = 2, 4
 
 
-def train_steps(layout: Layout, ranks: Ranks, folder: Path, last: int) -> list[tuple[float, float]]:
+def train_steps(layout: Layout, ranks: Ranks, folder: Path, last: int, tied: bool) -> list[tuple[float, float]]:
     """From the newest checkpoint in `folder` to step `last`, leaving a checkpoint and the final files."""
     mesh = make_mesh(ranks, layout.spec.degrees(ranks.world_size))
-    model = parallelize(tiny_llama(tied=False), mesh, layout.spec)
+    model = parallelize(tiny_llama(tied), mesh, layout.spec)
     optimizer = make_optimizer(model.module, OptimizerSpec(learning_rate=RATE))
     state = checkpointing.train_state(model.module, optimizer)
     first = checkpointing.load_newest(folder, state, "a", ranks)
@@ -45,15 +47,16 @@ def train_steps(layout: Layout, ranks: Ranks, folder: Path, last: int) -> list[t
     return curve
 
 
-def run(layout: Layout, folder: Path, last: int) -> list[tuple[float, float]]:
-    curve: Any = on_ranks(lambda ranks: train_steps(layout, ranks, folder, last), layout.ranks)[0]
+def run(layout: Layout, folder: Path, last: int, tied: bool) -> list[tuple[float, float]]:
+    curve: Any = on_ranks(lambda ranks: train_steps(layout, ranks, folder, last, tied), layout.ranks)[0]
     return curve
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
-    folder = tmp_path_factory.mktemp("unbroken")
-    return run(ONE, folder, LAST), tensors_of(folder)
+@functools.cache
+def unbroken(tied: bool) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+    """One rank from the first step to the last."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(ONE, Path(folder), LAST, tied), tensors_of(Path(folder))
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,14 +65,14 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("saved", "loaded"),
-    [(FSDP, TP), (TP, ONE), (INTERLEAVED, FSDP), (ONE, INTERLEAVED), (GPIPE, CP), (FSDP_TP, FSDP_PP), (FSDP_PP, DDP),
-     (DDP, FSDP_TP), (CP, GPIPE)],
-    ids=lambda layout: layout.name,
+    ("saved", "loaded", "tied"),
+    [(FSDP, TP, True), (TP, ONE, False), (INTERLEAVED, FSDP, True), (ONE, INTERLEAVED, False), (GPIPE, CP, True),
+     (FSDP_TP, FSDP_PP, False), (FSDP_PP, DDP, True), (DDP, FSDP_TP, False), (CP, GPIPE, True)],
+    ids=lambda value: getattr(value, "name", "tied" if value else "untied"),
 )  # fmt: skip
-def test_run_goes_on_under_another_layout(unbroken, tmp_path: Path, saved: Layout, loaded: Layout) -> None:
-    curve, final = unbroken
-    found = run(saved, tmp_path, SPLIT) + run(loaded, tmp_path, LAST)
+def test_run_goes_on_under_another_layout(tmp_path: Path, saved: Layout, loaded: Layout, tied: bool) -> None:
+    curve, final = unbroken(tied)
+    found = run(saved, tmp_path, SPLIT, tied) + run(loaded, tmp_path, LAST, tied)
     for one, other in zip(curve, found, strict=True):
         assert other == pytest.approx(one, rel=1e-12)
     tensors = tensors_of(tmp_path)

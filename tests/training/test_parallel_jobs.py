@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 TRAIN: dict[str, Any] = {
     "model": {
         "hidden_size": 32, "num_layers": 4, "num_heads": 2, "num_kv_heads": 2, "intermediate_size": 64,
-        "tie_embeddings": False,
     },
     "num_steps": 6, "sequences_per_step": 4, "micro_batch": 2, "ranks": 2, "checkpoint_every": 2,
 }  # fmt: skip

@@ -36,9 +36,6 @@ def test_coordinates_cover_the_grid_once_with_tensor_peers_side_by_side() -> Non
     assert found[8] == Coordinate(1, 0, 0, 0)
 
 
-UNTIED = {"tie_embeddings": False}
-
-
 @pytest.mark.parametrize(
     ("ranks", "model", "parallel", "message"),
     [
@@ -48,11 +45,10 @@ UNTIED = {"tie_embeddings": False}
         (3, {}, {}, "sequences_per_step 8 is not a multiple of the 3 ranks that read different rows"),
         (4, {}, {"tp": 4}, "model.num_kv_heads 2 cannot be shared by tp 4 ranks"),
         (2, {"intermediate_size": 255}, {"tp": 2}, "model.intermediate_size 255 cannot be shared by tp 2"),
-        (2, {}, {"pp": 2}, "tied embedding .* set model.tie_embeddings to false"),
-        (4, UNTIED, {"pp": 4}, "model.num_layers 2 is fewer than 4 pipeline stages"),
-        (2, UNTIED, {"pp": 2, "schedule": "interleaved1f1b"}, "num_layers 2 is fewer than 4 pipeline stages"),
-        (2, UNTIED, {"pp": 2, "pp_micro_batches": 3}, "8 sequences of a rank cannot be cut into 3 micro-batches"),
-        (2, UNTIED, {"pp": 2, "pp_micro_batches": 1}, "1f1b on 2 ranks wants a multiple of 2"),
+        (4, {}, {"pp": 4}, "model.num_layers 2 is fewer than 4 pipeline stages"),
+        (2, {}, {"pp": 2, "schedule": "interleaved1f1b"}, "num_layers 2 is fewer than 4 pipeline stages"),
+        (2, {}, {"pp": 2, "pp_micro_batches": 3}, "8 sequences of a rank cannot be cut into 3 micro-batches"),
+        (2, {}, {"pp": 2, "pp_micro_batches": 1}, "1f1b on 2 ranks wants a multiple of 2"),
         (2, {}, {"strategy": "ddp", "tp": 2}, "copies of cut weights are not supported"),
         (2, {}, {"strategy": "ddp", "offload": True}, "offload wants strategy fsdp"),
         (2, {}, {"cpp": 2}, "Extra inputs are not permitted"),

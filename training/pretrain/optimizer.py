@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -111,11 +112,14 @@ def scale_gradients(module: nn.Module, factor: float) -> None:
                 parameter.grad.mul_(factor)
 
 
-def clip_gradients(module: nn.Module, clip_norm: float, stages: dist.ProcessGroup | None = None) -> float:
+def clip_gradients(
+    module: nn.Module, clip_norm: float, stages: dist.ProcessGroup | None = None, copies: Sequence[nn.Parameter] = ()
+) -> float:
     """Scale gradients down to `clip_norm` and return their L2 norm over all parameters and ranks before that.
 
     torch refuses to put gradients of different meshes (or of none) into one norm, so each mesh has its own and the
-    squares are added; `stages` are the ranks that hold other parameters of the same model.
+    squares are added; `stages` are the ranks that hold other parameters of the same model, `copies` the parameters of this
+    one that another stage counts.
     A non-finite norm leaves the gradients alone; the caller decides.
     """
     groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
@@ -123,7 +127,9 @@ def clip_gradients(module: nn.Module, clip_norm: float, stages: dist.ProcessGrou
         if parameter.grad is not None:
             mesh = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
             groups.setdefault(mesh, []).append(parameter)
-    norms = [_norm_of(parameters) for parameters in groups.values()]
+    held_twice = {id(parameter) for parameter in copies}
+    counted = [[p for p in parameters if id(p) not in held_twice] for parameters in groups.values()]
+    norms = [_norm_of(parameters) for parameters in counted if parameters]
     total = norms[0] if len(norms) == 1 and stages is None else _root_of_squares(norms, stages)
     if torch.isfinite(total):
         for parameters in groups.values():

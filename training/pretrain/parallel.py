@@ -34,6 +34,7 @@ class ParallelModel(Protocol):
 
     module: nn.Module  # this rank's parameters, by the names they have in the whole model
     mesh: Mesh
+    copies: Sequence[nn.Parameter]  # those of `module` that another pipeline stage has too, and counts
 
     def forward_backward(self, batches: Sequence[Inputs], divisor: float) -> float:
         """Accumulate gradients of a step's micro-batches, summed over ranks when it returns.
@@ -82,6 +83,7 @@ class WholeModel:
         self, module: nn.Module, forward: nn.Module, mesh: Mesh, loss: LossFunction, head: LossHead | None = None
     ) -> None:
         self.module, self.forward, self.mesh, self.loss, self.head = module, forward, mesh, loss, head
+        self.copies: Sequence[nn.Parameter] = ()
 
     def forward_backward(self, batches: Sequence[Inputs], divisor: float) -> float:
         share = 0.0
@@ -148,7 +150,8 @@ def blocks_of(module: Any) -> list[nn.Module]:
     kinds = getattr(module, "_no_split_modules", None)
     if kinds is None:
         return list(module.model.layers.values())
-    return [part for part in module.modules() if type(part).__name__ in kinds]
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return [part for parts in lists for part in parts if type(part).__name__ in kinds]  # BERT's embeddings are a kind too
 
 
 def shard_module(module: Any, mesh: Mesh, policies: dict[str, Any], reshard: bool) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
 
 from training.parallel_spec import STAGES_PER_RANK, ParallelSpec
@@ -36,13 +38,14 @@ class LlamaStage(nn.Module):
     """Some blocks of a Llama, with the embedding before the first and norm and head behind the last.
 
     Modules are those of `whole`, under their own names: `model.layers.7.mlp.up_proj.weight` is called so on any stage.
+    A tied embedding is on the first stage and, for its head, on the last.
     """
 
     def __init__(self, whole: LlamaForCausalLM, blocks: Sequence[int], is_first: bool, is_last: bool) -> None:
         super().__init__()
         self.config, self.is_first, self.is_last = whole.config, is_first, is_last
         self.model: Any = nn.Module()
-        if is_first:
+        if is_first or (is_last and whole.config.tie_word_embeddings):
             self.model.embed_tokens = whole.model.embed_tokens
         self.model.layers = nn.ModuleDict({str(i): whole.model.layers[i] for i in blocks})
         self.model.rotary_emb = whole.model.rotary_emb
@@ -84,8 +87,11 @@ class PipelinedModel:
             shard(module)
         self.has_first, self.has_last = 0 in mine, last in mine
         blocks = [block for i in mine for block in split[i]]
-        self.module: nn.Module = LlamaStage(_union(modules), blocks, self.has_first, self.has_last)
+        self.module: Any = LlamaStage(_union(modules), blocks, self.has_first, self.has_last)
         self.mesh, self.loss, self.divisor = mesh, loss, 1.0
+        tied = self.module.model.embed_tokens.weight if whole.config.tie_word_embeddings and self._is_end else None
+        self.tied: nn.Parameter | None = tied
+        self.copies = [tied] if tied is not None and self.has_last else []
         stages = [
             PipelineStage(module, i, spec.num_stages, mesh.ranks.device, group=mesh.stages)
             for i, module in zip(mine, modules, strict=True)
@@ -100,8 +106,8 @@ class PipelinedModel:
         return self.loss(logits, targets) / self.divisor
 
     def forward_backward(self, batches: Sequence[Inputs], divisor: float) -> float:
-        """Accumulate gradients of a step's micro-batches, and return this rank's share of the mean loss (0 but on the
-        last stage)."""
+        """Make the gradients of a step's micro-batches, and return this rank's share of the mean loss (0 but on the last
+        stage). One call a step: the gradient of a tied embedding is added up across stages in it."""
         self.divisor = divisor
         rows, device = concatenate([b for b in batches if isinstance(b, MicroBatch)]), self.mesh.ranks.device
         losses: list[Tensor] = []
@@ -114,7 +120,27 @@ class PipelinedModel:
                 position_ids=rows.positions_BS.to(device),
                 attention_mask=rows.attention_mask().to(device),
             )
+        if self.tied is not None:
+            self._add_gradient_of_other_end(self.tied)
         return float(torch.stack([loss.detach() for loss in losses]).sum()) if losses else 0.0
+
+    @property
+    def _is_end(self) -> bool:
+        return self.has_first or self.has_last
+
+    def _add_gradient_of_other_end(self, tied: nn.Parameter) -> None:
+        """Both ends add the other's part, so that they stay equal to the bit: a + b is b + a."""
+        grad = tied.grad.to_local() if isinstance(tied.grad, DTensor) else tied.grad
+        assert grad is not None
+        peer = self.mesh.degrees.pp - 1 if self.has_first else 0
+        part = torch.empty_like(grad)
+        operations = [
+            dist.P2POp(dist.isend, grad, group=self.mesh.stages, group_peer=peer),
+            dist.P2POp(dist.irecv, part, group=self.mesh.stages, group_peer=peer),
+        ]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        grad.add_(part)
 
 
 def _union(stages: Sequence[LlamaStage]) -> Any:

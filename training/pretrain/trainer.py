@@ -99,12 +99,12 @@ def train_step(
     share, small = 0.0, None
     if measure_noise:
         share = model.forward_backward(parts[:1], divisor)
-        norm = clip_gradients(model.module, math.inf, model.mesh.stages) / scale
+        norm = clip_gradients(model.module, math.inf, model.mesh.stages, model.copies) / scale
         small, parts = (num_small, (norm * num_targets / max(num_small, 1.0)) ** 2), parts[1:]
     share += model.forward_backward(parts, divisor)
     loss = model.mesh.sum_once([share])[0] / scale
     scale_gradients(model.module, 1 / scale)
-    norm = clip_gradients(model.module, clip_norm, model.mesh.stages)
+    norm = clip_gradients(model.module, clip_norm, model.mesh.stages, model.copies)
     trouble = judge(loss, norm)
     if not trouble:
         set_rate(optimizer, rate)
