@@ -22,7 +22,7 @@ from spark_jobs.errors import TrainingError
 from training.parallel_spec import Degrees
 from training.pretrain import checkpointing
 from training.pretrain.ema import Average
-from training.pretrain.loss import count_targets
+from training.pretrain.loss import count_targets, from_first_rank
 from training.pretrain.loss_scale import first_scale
 from training.pretrain.lr_schedule import rate_factor
 from training.pretrain.mesh import Mesh
@@ -96,20 +96,24 @@ def train_step(
     counts = [sum(count_targets(part.targets_BS) for part in parts), sum(part.num_tokens for part in parts)]
     num_targets, num_tokens, num_small = model.mesh.sum_once([*counts, count_targets(parts[0].targets_BS)])
     divisor = max(num_targets, 1.0) / scale
-    share, small = 0.0, None
+    share, small_norm = 0.0, 0.0
+    rest = parts[1:] if measure_noise else parts
     if measure_noise:
         share = model.forward_backward(parts[:1], divisor)
-        norm = clip_gradients(model.module, math.inf, model.mesh.stages, model.copies) / scale
-        small, parts = (num_small, (norm * num_targets / max(num_small, 1.0)) ** 2), parts[1:]
-    share += model.forward_backward(parts, divisor)
+        small_norm = clip_gradients(model.module, math.inf, model.mesh.stages, model.copies) / scale
+    share += model.forward_backward(rest, divisor)
     loss = model.mesh.sum_once([share])[0] / scale
     scale_gradients(model.module, 1 / scale)
     norm = clip_gradients(model.module, clip_norm, model.mesh.stages, model.copies)
+    loss, norm, small_norm = from_first_rank([loss, norm, small_norm], model.mesh.ranks.device)
     trouble = judge(loss, norm)
     if not trouble:
         set_rate(optimizer, rate)
         optimizer.step()
     optimizer.zero_grad()
+    small = None
+    if measure_noise and 0 < num_small < num_targets:
+        small = (num_small, (small_norm * num_targets / num_small) ** 2)
     return StepFacts(loss, rate, norm, int(num_tokens), trouble, small, (num_targets, norm**2))
 
 
