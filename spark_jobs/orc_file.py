@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from spark_jobs import orc_worker  # noqa: F401  a step's fingerprint follows imports, and the worker reads the rows
 
 SCHEMA = -1  # in the place of a stripe
+# a damaged stripe can show memory that nobody wrote to: glibc fills it (mallopt(3)), so that each reading shows the same
+SAME_GARBAGE = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_PERTURB_": "165"}
 
 
 class OrcFile:
@@ -83,7 +86,13 @@ class Reader:
         worker = Path(__file__).with_name("orc_worker.py")
         # -P: the worker's folder holds modules named like those of the standard library's users
         command = [sys.executable, "-P", str(worker)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            command,
+            env=os.environ | SAME_GARBAGE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
 
     def close(self) -> int | None:
         """Kill the child; returns what it ended with."""

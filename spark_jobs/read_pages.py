@@ -1,4 +1,4 @@
-"""HTML files and web archives (WARC 1.0/1.1, and WET): one page, one document.
+"""HTML files and web archives (WARC 1.0/1.1, WET, and ARC): one page, one document.
 
 Records of an archive are framed here, so that a broken one costs itself and nothing behind it; their headers, HTTP, chunks
 and content encodings are read by FastWARC. Documents are HTTP responses with status 2xx and resources, of HTML or plain text,
@@ -16,7 +16,7 @@ from spark_jobs.html_text import PageFailed, PageTimeout, extractor
 from spark_jobs.records import Record
 from spark_jobs.specs import SourceSpec
 from spark_jobs.text_encoding import Undecodable, declared_in, decode
-from spark_jobs.warc_frames import HEADER_END, Cut, cuts, frames
+from spark_jobs.warc_frames import ARC, HEADER_END, Cut, cuts, form_of, frames
 
 HTML_PER_TEXT = 10  # bytes of a page that may stand for one of text: longer pages are refused unread
 HTML_TYPES = ("text/html", "application/xhtml+xml")
@@ -69,13 +69,24 @@ def archive_records(
     origin: str, file: Path, first: int, stop: int, place: int, source: SourceSpec, max_bytes: int
 ) -> Iterator[Record]:
     """Raises: EOFError if the archive ends inside a record, after everything before it."""
-    limit = HTML_PER_TEXT * max_bytes
+    limit, is_arc = HTML_PER_TEXT * max_bytes, form_of(file) is ARC
     for frame in frames(file, limit, first, stop, place):
         where = f"{origin}@{frame.offset}"
         if frame.data is None:
             yield Record(where, None, frame.reason, detail=frame.detail)
         else:
-            yield from _frame_records(where, frame.data, source, limit)
+            data = as_warc(frame.data) if is_arc else frame.data
+            yield from _frame_records(where, data, source, limit)
+
+
+def as_warc(data: bytes) -> bytes:
+    """A record of ARC in the form of WARC. What is no page (the file's description, answers of name servers) is metadata."""
+    line = ARC.header.match(data)
+    assert line is not None, "a frame begins with its header"
+    address, body = line["address"], data[line.end() :]
+    kind = b"response" if address.startswith((b"http:", b"https:")) else b"metadata"
+    header = b"WARC/1.0\r\nWARC-Type: %s\r\nWARC-Target-URI: %s\r\nContent-Type: application/http; msgtype=response\r\n"
+    return header % (kind, address) + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def _frame_records(place: str, data: bytes, source: SourceSpec, limit: int) -> Iterator[Record]:

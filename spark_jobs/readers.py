@@ -29,7 +29,7 @@ SUFFIXES = {
     "text": (".txt", ".text", ".md", ".rst"),
     "csv": (".csv", ".tsv"),
     "html": (".html", ".htm", ".xhtml"),
-    "warc": (".warc", ".wet"),
+    "warc": (".warc", ".wet", ".arc"),
     "parquet": (".parquet",),
     "orc": (".orc",),
 }

@@ -1,6 +1,7 @@
-"""The records of a WARC file as bytes, with every way back after damage.
+"""The records of a WARC or ARC file as bytes, with every way back after damage.
 
-A record is its header, an empty line, Content-Length bytes, and two line ends (ISO 28500). One whose length is wrong, whose
+A record is its header, an empty line, Content-Length bytes, and two line ends (ISO 28500); in the older ARC its header is one
+line, which ends in the length, and one line end follows it (https://archive.org/web/researcher/ArcFileFormat.php). One whose length is wrong, whose
 header is no header or whose compressed member is damaged becomes one frame without data; reading goes on at the next line
 that begins a record, or at the next gzip member. Memory holds one record.
 
@@ -24,9 +25,47 @@ MAGIC = b"\x1f\x8b\x08"
 READ_BYTES = 1 << 16
 HEADER_BYTES = 1 << 16
 HEADER_END = re.compile(rb"\r?\n\r?\n")
-LENGTH = re.compile(rb"\nContent-Length:[ \t]*([0-9]{1,18})[ \t]*\r?\n", re.IGNORECASE)
-NEXT = re.compile(rb"\nWARC/[01]\.[0-9]+\r?\n")
 END = 1 << 62
+# address, IP address, date, whatever else, length
+ARC_LINE = (
+    rb"(?P<address>[a-z][a-z0-9+.-]{1,15}:[^\r\n]{1,8000}?) [0-9a-fA-F.:]{1,45} [0-9]{8,18}"
+    rb"(?: [^\r\n]{0,1000})? (?P<length>[0-9]{1,18})\r?\n"
+)
+
+
+class Form(NamedTuple):
+    """How records look. first: what each begins with. header: the beginning of one, as far as its first line tells. length:
+    its group `length` is that of the content. gap: what may stand between records. next: a record behind a line end, of which
+    no more than `next_bytes` can be seen without recognising it.
+    """
+
+    first: bytes
+    header: re.Pattern[bytes]
+    header_end: re.Pattern[bytes]
+    length: re.Pattern[bytes]
+    gap: tuple[bytes, ...]
+    next: re.Pattern[bytes]
+    next_bytes: int
+
+
+WARC = Form(
+    first=b"WARC/1.",
+    header=re.compile(rb"WARC/"),
+    header_end=HEADER_END,
+    length=re.compile(rb"\nContent-Length:[ \t]*(?P<length>[0-9]{1,18})[ \t]*\r?\n", re.IGNORECASE),
+    gap=(b"\r\n\r\n", b"\n\n"),
+    next=re.compile(rb"\nWARC/[01]\.[0-9]+\r?\n"),
+    next_bytes=16,
+)
+ARC = Form(
+    first=b"",
+    header=re.compile(ARC_LINE),
+    header_end=re.compile(rb"\n"),
+    length=re.compile(ARC_LINE),
+    gap=(b"\n", b"\r\n"),
+    next=re.compile(rb"\n" + ARC_LINE),
+    next_bytes=1 << 14,
+)
 
 
 class Frame(NamedTuple):
@@ -50,7 +89,7 @@ def frames(file: Path, limit: int, first: int = 0, stop: int = END, place: int =
 
     Raises: EOFError if the file ends inside a record or its archive is cut; ZstdError; OSError.
     """
-    yield from _frames(_Window(blocks(file, place), first), limit, stop)
+    yield from _frames(_Window(blocks(file, place), first, form_of(file)), limit, stop)
 
 
 def cuts(file: Path, limit: int, piece_bytes: int) -> list[Cut]:
@@ -66,7 +105,7 @@ def cuts(file: Path, limit: int, piece_bytes: int) -> list[Cut]:
         if file.suffix in COMPRESSED and not packed:
             return found
         source = _members(file, 0, begins) if packed else decompressed(file)
-        for frame in _frames(_Window(source, 0), limit, END):
+        for frame in _frames(_Window(source, 0, form_of(file)), limit, END):
             place = _member_at(begins, frame.offset) if packed else frame.offset
             if frame.offset > before and place >= found[-1].place + piece_bytes:
                 found.append(Cut(frame.offset, place))
@@ -83,25 +122,31 @@ def _member_at(begins: deque[Cut], offset: int) -> int:
     return begins[0].place if begins and begins[0].first == offset else -1
 
 
+def form_of(file: Path) -> Form:
+    name = file.with_suffix("") if file.suffix in COMPRESSED else file
+    return ARC if name.suffix.lower() == ".arc" else WARC
+
+
 def _frames(window: _Window, limit: int, stop: int) -> Iterator[Frame]:
+    form = window.form
     while window.skip_line_ends() and window.offset < stop:
         if window.is_damaged():
             yield Frame(window.offset, None, "bad_record", "the compressed data is damaged")
             window.pass_damage()
             continue
-        end = window.find(HEADER_END, 0, HEADER_BYTES)
-        length = LENGTH.search(window.held, 0, end) if end and window.held.startswith(b"WARC/") else None
+        end = window.find(form.header_end, 0, HEADER_BYTES)
+        length = form.length.search(window.held, 0, end) if end and form.header.match(window.held) else None
         if not length and window.is_cut():
             raise window.failure or _ends_inside(window)
         if not length:
-            yield from _broken(window, 1, "no WARC header here")
+            yield from _broken(window, 1, "no header of a record here")
             continue
-        total = (end or 0) + int(length.group(1))
+        total = (end or 0) + int(length["length"])
         if total > limit:
             yield Frame(window.offset, None, "too_long", f"a record of {total} bytes")
             window.resume(1)
         elif not window.fill(total):
-            if window.gap or NEXT.search(window.held, end or 0):
+            if window.gap or form.next.search(window.held, end or 0):
                 yield from _broken(window, end or 0, "the file or the next record begins inside this one")
             else:
                 raise window.failure or _ends_inside(window)
@@ -109,7 +154,7 @@ def _frames(window: _Window, limit: int, stop: int) -> Iterator[Frame]:
             yield Frame(window.offset, bytes(window.held[:total]))
             window.drop(total)
         else:
-            yield from _broken(window, end or 0, "Content-Length does not lead to the next record")
+            yield from _broken(window, end or 0, "its length does not lead to the next record")
     if window.failure and window.offset < stop:
         raise window.failure
 
@@ -128,8 +173,9 @@ class _Window:
     the stream ended, if it should not have; what is held is still good.
     """
 
-    def __init__(self, source: Iterator[bytes | None], offset: int) -> None:
+    def __init__(self, source: Iterator[bytes | None], offset: int, form: Form) -> None:
         self._source = source
+        self.form = form
         self.held = bytearray()
         self.offset = offset
         self.gap = False
@@ -170,8 +216,8 @@ class _Window:
     def is_cut(self) -> bool:
         """The stream ends with the beginning of a record's header, or before it should and without one."""
         whole = self._ended and not self.gap and len(self.held) < HEADER_BYTES
-        begun = bool(self.failure) or b"WARC/1.".startswith(self.held[:7])
-        return whole and begun and not HEADER_END.search(self.held)
+        begun = bool(self.failure) or self.form.first.startswith(self.held[: len(self.form.first)])
+        return whole and begun and not self.form.header_end.search(self.held)
 
     def pass_damage(self) -> None:
         self.drop(len(self.held))
@@ -187,21 +233,22 @@ class _Window:
                 return None
 
     def ends_well(self, total: int) -> bool:
-        """Behind the record stand two line ends; some writers leave them out before the next record or the end."""
+        """Behind the record stand its line ends; some writers leave them out before the next record or the end."""
         self.fill(total + 16)
         rest = bytes(self.held[total : total + 16])
         bare = rest.lstrip(b"\r\n")
-        return rest.startswith((b"\r\n\r\n", b"\n\n")) or not bare or bare.startswith(b"WARC/"[: len(bare)])
+        first = self.form.first[:5] or b"\0"
+        return rest.startswith(self.form.gap) or not bare or bare.startswith(first[: len(bare)])
 
     def resume(self, after: int) -> None:
         """Drop everything before the next line that begins a record; past a gap, if it lies in the way."""
         self.drop(min(after, len(self.held)))
         while True:
-            match = NEXT.search(self.held)
+            match = self.form.next.search(self.held)
             if match:
                 self.drop(match.start() + 1)
                 return
-            self.drop(max(0, len(self.held) - 16))  # the line may be cut
+            self.drop(max(0, len(self.held) - self.form.next_bytes))  # the line may be cut
             if not self.fill(len(self.held) + 1):
                 self.pass_damage()
                 return

@@ -135,6 +135,52 @@ def test_archives_broken_on_purpose_are_read_as_far_as_they_go() -> None:
     assert found["example-digest.warc"] == []
 
 
+def arc_record(page: str, address: str = "http://x/a page", length: int | None = None) -> bytes:
+    body = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{page}".encode()
+    size = len(body) if length is None else length
+    return f"{address} 127.0.0.1 20140216050221 text/html {size}\n".encode() + body + b"\n"
+
+
+ARC_HEAD = b"filedesc://a.arc 0.0.0.0 20140216050221 text/plain 32\n1 0 Somebody\nURL IP-address etc\n\n"
+
+
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress], ids=["plain", "gz"])
+@pytest.mark.parametrize(
+    ("broken", "reasons"),
+    [
+        (b"", []),
+        (arc_record("<p>bbb", length=50_000), ["bad_record"]),
+        (arc_record("<p>bbb", length=20), ["bad_record"]),
+        (arc_record("<p>bbb").replace(b"127.0.0.1", b"nowhere"), ["bad_record"]),
+        (b"dns:x 127.0.0.1 20140216050221 text/dns 4\n1234\n", []),
+        (b"garbage\n" * 9000, ["bad_record"]),
+        (arc_record("<p>" + "b" * 200_000), ["too_long"]),
+    ],
+)
+def test_old_archive_is_read_like_a_new_one(
+    tmp_path: Path, pack: Callable[[bytes], bytes], broken: bytes, reasons: list[str]
+) -> None:
+    file = tmp_path / ("a.arc" if pack(b"") == b"" else "a.arc.gz")
+    file.write_bytes(
+        b"".join(pack(part) for part in (ARC_HEAD, arc_record("<p>aaa"), broken, arc_record("<p>ccc")) if part)
+    )
+    assert outcomes(file, max_bytes=10_000) == ["aaa", *reasons, "ccc"]
+    assert read(file)[0].origin == f"{file.name}@{len(ARC_HEAD)} http://x/a%20page"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert outcomes(file, max_bytes=10_000)[: 1 + len(reasons)] == ["aaa", *reasons]
+    assert outcomes(file, max_bytes=10_000)[-1] == "truncated"
+
+
+def test_old_archives_of_others_are_read() -> None:
+    if not WARC.is_dir():
+        pytest.skip(f"no test data at {WARC}")
+    for name in ("example.arc", "example.arc.gz"):
+        (text,) = outcomes(WARC / name)
+        assert text is not None
+        assert text.startswith("Example Domain")
+    assert outcomes(WARC / "bad.arc") == ["bad_record", "http_status", "bad_record"]
+
+
 def test_html_file_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "a.html.gz"
     file.write_bytes(gzip.compress("<meta charset=koi8-r><p>Привет".encode("koi8-r")))
