@@ -31,6 +31,11 @@ class ConsoleObserver:
         self._console.print(Text.assemble(("  start   ", "bold"), f"{step.name:<18} ", (why, "dim")))
 
     def step_event(self, step: Step[Any], event: dict[str, Any]) -> None:
+        if "incident" in event:
+            told = event["incident"]
+            self._console.print(
+                Text(f"          step {told['step']} {told['action']}: {told['reason']}", style="yellow")
+            )
         if "num_steps" not in event:
             return
         share = int(4 * event["step"] / event["num_steps"])

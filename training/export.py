@@ -1,4 +1,4 @@
-"""Checkpoint -> a Hugging Face folder that plain `AutoModelForCausalLM.from_pretrained` loads."""
+"""Checkpoint -> a Hugging Face folder that plain `from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import TokenizerFiles
 from spark_jobs.requests import Outcome, Request
 from training.inputs import input_uri
 from training.manifests import Checkpoint
-from training.model_folder import copy_tokenizer, weight_bytes
-from training.pretrain.model import load_weights
+from training.model_folder import copy_tokenizer, model_class, weight_bytes
+from training.pretrain.model import AUTO_CLASSES, load_weights
 from training.processes import in_fresh_process
 
 PROBE_TOKENS = 16  # tokens of the fixed input on which two models are compared
@@ -53,12 +53,15 @@ def run(request: Request) -> Outcome:
 def write_folder(checkpoint: Checkpoint, tokenizer: TokenizerFiles, data: Path, logits: Path) -> dict[str, Any]:
     source = Path(checkpoint.folder())
     config = AutoConfig.from_pretrained(source)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    objective = str(checkpoint.spec.get("objective", "causal_lm"))
+    model = AUTO_CLASSES[objective].from_config(config).eval()
     load_weights(model, source / f"{checkpoint.exported}.safetensors")
     config.use_cache = True  # training had no use for it
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
-    )
+    if model.can_generate():
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id,
+            decoder_start_token_id=tokenizer.bos_id if config.is_encoder_decoder else None,
+        )  # fmt: skip
     model.save_pretrained(data)
     copy_tokenizer(Path(tokenizer.folder()), data)
     torch.save(probe_logits(model), logits)
@@ -72,7 +75,7 @@ def verify_folder(data: Path, logits: Path) -> dict[str, Any]:
 
     Raises: DataError if the tokenizer's vocabulary, the tie of the head, or a logit differs.
     """
-    model = AutoModelForCausalLM.from_pretrained(data).eval()
+    model = model_class(data).from_pretrained(data).eval()
     tokenizer = AutoTokenizer.from_pretrained(data)
     if len(tokenizer) != model.config.vocab_size:
         raise DataError(f"{data}: tokenizer has {len(tokenizer)} tokens, model {model.config.vocab_size}")
@@ -89,6 +92,9 @@ def probe_logits(model: torch.nn.Module) -> torch.Tensor:
     """Logits (1, PROBE_TOKENS, V) fp32 on token ids spread over the vocabulary."""
     vocab_size: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
     tokens_BT = (torch.arange(PROBE_TOKENS) * 7919 % vocab_size)[None]
+    inputs = {"input_ids": tokens_BT}
+    if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        inputs["decoder_input_ids"] = tokens_BT.flip(1)
     with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=tokens_BT).logits
+        logits: torch.Tensor = model(**inputs).logits
     return logits.float()

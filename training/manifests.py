@@ -31,7 +31,7 @@ class Checkpoint(Handle):
 
 class ModelFolder(Handle):
     """`data/`: a Hugging Face folder (config.json, model.safetensors, tokenizer files) that plain
-    `AutoModelForCausalLM.from_pretrained` loads. num_rows = number of tensors. `scheme` is dense, int8 or int4; packed
+    `from_pretrained` of the class named in config.json loads. num_rows = number of tensors. `scheme` is dense, int8 or int4; packed
     schemes hold packed.safetensors and quantization.json instead and are loaded by `training.model_folder.load_model`.
     """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import transformers
+from transformers import AutoConfig, PreTrainedModel
 
 from training.compress.packed import load_packed
 from training.manifests import ModelFolder
@@ -16,10 +18,18 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def load_model(folder: ModelFolder) -> PreTrainedModel:
     """The model in fp32, in evaluation mode; packed weights are rebuilt from their codes."""
     if folder.scheme == "dense":
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder.folder())
+        model: PreTrainedModel = model_class(Path(folder.folder())).from_pretrained(folder.folder())
     else:
         model = load_packed(Path(folder.folder()))
     return model.eval()
+
+
+def model_class(folder: Path) -> Any:
+    """The class of `transformers` that the folder was saved from: causal, masked or encoder-decoder.
+
+    An Auto class would load a masked model as a causal one, which then sees the tokens it is asked for.
+    """
+    return getattr(transformers, AutoConfig.from_pretrained(folder).architectures[0])
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

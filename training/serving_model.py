@@ -17,7 +17,8 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """Greedy continuation, so that the same prompt gives the same text."""
 
     def load_context(self, context: Any) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
+        from transformers import AutoConfig, AutoTokenizer
 
         folder = Path(context.artifacts["model"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -26,7 +27,8 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
             self.model = load_packed(folder).eval()
         else:
-            self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
+            kind = getattr(transformers, AutoConfig.from_pretrained(folder, local_files_only=True).architectures[0])
+            self.model = kind.from_pretrained(folder, local_files_only=True).eval()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         wanted = int((params or {}).get("max_new_tokens", 32))
@@ -37,6 +39,8 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         start = [self.model.config.bos_token_id] if self.model.config.bos_token_id is not None else []
         tokens_BT = torch.tensor([start + self.tokenizer.encode(prompt, add_special_tokens=False)])
+        if not self.model.can_generate():
+            return self._filled(tokens_BT, max_new_tokens)
         with torch.no_grad():
             output_BT = self.model.generate(
                 tokens_BT,
@@ -44,7 +48,23 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
             )
-        text: str = self.tokenizer.decode(output_BT[0, tokens_BT.shape[1] :], skip_special_tokens=True)
+        first = 1 if self.model.config.is_encoder_decoder else tokens_BT.shape[1]
+        text: str = self.tokenizer.decode(output_BT[0, first:], skip_special_tokens=True)
+        return text
+
+    def _filled(self, tokens_BT: Any, max_new_tokens: int) -> str:
+        """A masked model fills in one hidden token after another; padding's id is its mask."""
+        import torch
+
+        start, config = tokens_BT.shape[1], self.model.config
+        with torch.no_grad():
+            while tokens_BT.shape[1] < min(start + max_new_tokens, config.max_position_embeddings):
+                hidden_BT = torch.cat([tokens_BT, torch.full((1, 1), config.pad_token_id)], dim=1)
+                logits_BTV = self.model(input_ids=hidden_BT, attention_mask=torch.ones_like(hidden_BT)).logits
+                tokens_BT = torch.cat([tokens_BT, logits_BTV[:, -1:].argmax(-1)], dim=1)
+                if int(tokens_BT[0, -1]) == config.eos_token_id:
+                    break
+        text: str = self.tokenizer.decode(tokens_BT[0, start:], skip_special_tokens=True)
         return text
 
 

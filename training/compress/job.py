@@ -16,7 +16,7 @@ from training.compress.quantize import BITS, LayerReport, check_group_size, dequ
 from training.export import probe_logits
 from training.inputs import input_uri
 from training.manifests import ModelFolder
-from training.model_folder import copy_tokenizer, weight_bytes
+from training.model_folder import copy_tokenizer, model_class, weight_bytes
 from training.processes import in_fresh_process
 from training.specs import CompressJobSpec
 
@@ -29,6 +29,8 @@ def run(request: Request) -> Outcome:
     dense = ModelFolder.load(input_uri(request, "model"))
     if dense.scheme != "dense":
         raise RequestError(f"model {dense.address} is {dense.scheme} already; compress the dense one it came from")
+    if not model_class(Path(dense.folder())).__name__.endswith("ForCausalLM"):
+        raise RequestError(f"model {dense.address} is no causal language model: set compress.schemes to []")
     data, scratch = Path(request.out) / "data", Path(request.out) / "scratch"
     data.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from transformers import PreTrainedModel
 
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import Column, Corpus, TokenizerFiles
 from spark_jobs.requests import Outcome, Request, send
 from training.evaluate.documents import Scored, cut_document, gzip_bits_per_byte, heldout_documents, load_tokenizer
+from training.evaluate.other_objectives import score_divided, score_masked
 from training.evaluate.perplexity import bits_per_byte, perplexity, score_documents
 from training.inputs import input_uri
 from training.manifests import ModelFolder
@@ -59,10 +62,7 @@ def run(request: Request) -> Outcome:
         cut_document(d, encoder, spec.max_document_tokens) for d in heldout_documents(corpus, spec.max_documents)
     ]
     documents = [d for d in documents if d.ids]
-    context = model.config.max_position_embeddings
-    nats = score_documents(
-        model, [d.ids for d in documents], tokenizer.bos_id, context, min(spec.overlap, context // 2), spec.batch_tokens
-    )
+    nats = nats_of(model, [d.ids for d in documents], tokenizer, corpus.seq_len, spec)
     valid = [(d, n) for d, n in zip(documents, nats, strict=True) if math.isfinite(n)]
     if not valid:
         raise DataError(f"model {folder.address} scored none of {len(documents)} documents with a finite number")
@@ -72,6 +72,23 @@ def run(request: Request) -> Outcome:
     _write_table(valid, data / "documents.parquet")
     send("event", {"job": "evaluate"} | fields)
     return Outcome(num_rows=len(valid), format="parquet", columns=COLUMNS, fields=fields)
+
+
+def nats_of(
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    tokenizer: TokenizerFiles,
+    seq_len: int,
+    spec: EvaluateSpec,
+) -> list[float]:
+    """Nats of each document, by what the model was trained for; seq_len where it has no limit of its own."""
+    context = getattr(model.config, "max_position_embeddings", None) or seq_len
+    if model.config.is_encoder_decoder:
+        return score_divided(model, documents, tokenizer.bos_id, context, spec.batch_tokens)
+    overlap = min(spec.overlap, context // 2)
+    if type(model).__name__.endswith("ForMaskedLM"):
+        return score_masked(model, documents, tokenizer.bos_id, tokenizer.pad_id, context, overlap, spec.batch_tokens)
+    return score_documents(model, documents, tokenizer.bos_id, context, overlap, spec.batch_tokens)
 
 
 def _fields(folder: ModelFolder, valid: list[tuple[Scored, float]], num_invalid: int) -> dict[str, object]:

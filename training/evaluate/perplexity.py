@@ -52,7 +52,7 @@ def score_documents(
     windows.sort(key=lambda w: (w.end - w.start, w.document, w.start))
     nats = [0.0] * len(texts)
     parts: dict[tuple[int, int], float] = {}
-    for batch in _batches(windows, batch_tokens):
+    for batch in batched(windows, batch_tokens):
         for window, value in zip(batch, _window_nats(model, batch, texts), strict=True):
             parts[window.document, window.start] = value
     for (document, _), value in sorted(parts.items()):  # in order of place: the sum does not depend on the batches
@@ -60,7 +60,7 @@ def score_documents(
     return nats
 
 
-def _batches(windows: Sequence[Window], batch_tokens: int) -> list[list[Window]]:
+def batched(windows: Sequence[Window], batch_tokens: int) -> list[list[Window]]:
     """Consecutive windows such that (longest x number) stays within batch_tokens, at least one each."""
     batches: list[list[Window]] = []
     for window in windows:
