@@ -9,10 +9,10 @@ from spark_jobs.manifests import Handle
 
 class Checkpoint(Handle):
     """`data/`: model.safetensors, optimizer.safetensors (the optimizer's state by parameter name), config.json, and
-    curve.jsonl: a line a step with loss, learning rate, gradient norm, tokens. num_rows = optimizer steps. Where there is an
-    average of weights, ema.safetensors; where steps were not applied, incidents.jsonl.
-    `resumed_from` is the address of the champion training went on from, "" from scratch. `num_sequences` were trained on:
-    the first of the data stream, without the `jumped` windows of positions [first, end). `exported`: model or ema.
+    curve.jsonl: a line a step with loss, learning rate, gradient norm, tokens. num_rows = optimizer steps. Where
+    there is an average of weights, ema.safetensors; where steps were not applied, incidents.jsonl. `resumed_from` is
+    the address of the champion training went on from, "" from scratch. `num_sequences` were trained on: the first of
+    the data stream, without the `jumped` windows of positions [first, end). `exported`: model or ema.
     """
 
     kind: ClassVar[str] = "checkpoints"
@@ -30,9 +30,10 @@ class Checkpoint(Handle):
 
 
 class ModelFolder(Handle):
-    """`data/`: a Hugging Face folder (config.json, model.safetensors, tokenizer files) that plain
-    `from_pretrained` of the class named in config.json loads. num_rows = number of tensors. `scheme` is dense, int8 or int4; packed
-    schemes hold packed.safetensors and quantization.json instead and are loaded by `training.model_folder.load_model`.
+    """`data/`: a Hugging Face folder (config.json, model.safetensors, tokenizer files) that plain `from_pretrained`
+    of the class named in config.json loads. num_rows = number of tensors. `scheme` is dense, int8 or int4; packed
+    schemes hold packed.safetensors and quantization.json instead and are loaded by
+    `training.model_folder.load_model`.
     """
 
     kind: ClassVar[str] = "models"

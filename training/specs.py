@@ -81,7 +81,7 @@ class LossSpec(Frozen):
 class ScheduleSpec(Frozen):
     """Learning rate over the plan's tokens, as a share of the peak; each kind begins with a warm-up.
 
-    wsd: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). The other falling kinds fall from the warm-up's end on.
+    wsd: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395). Other falling kinds fall from the warm-up's end on.
     """
 
     kind: Literal["wsd", "constant", "linear", "cosine", "polynomial", "inverse_sqrt"] = Field(
@@ -125,7 +125,7 @@ class SpikeSpec(Frozen):
 
 
 class AdaptiveBatchSpec(Frozen):
-    """The gradient-noise scale (arXiv:1812.06162), and a batch that follows it. The rate follows the tokens all the same."""
+    """The gradient-noise scale (arXiv:1812.06162), and a batch that follows it. The rate follows the tokens."""
 
     measure_every: int = Field(0, ge=0, description="Steps between two measurements; 0: none.")
     smoothing: float = Field(0.95, ge=0, lt=1, description="Share of the past in the measured means.")
@@ -153,8 +153,8 @@ class TrainSpec(Frozen):
     model: ModelSpec = ModelSpec()
     objective: Literal["causal_lm", "masked_lm", "seq2seq_lm"] = Field(
         "causal_lm",
-        description="causal_lm: the next token. masked_lm: hidden tokens, as BERT. seq2seq_lm: the rest of a document from "
-        "its beginning, for encoder-decoders as T5.",
+        description="causal_lm: the next token. masked_lm: hidden tokens, as BERT. seq2seq_lm: the rest of a document "
+        "from its beginning, for encoder-decoders as T5.",
     )
     mask_share: float = Field(0.15, gt=0, lt=1, description="Tokens to predict, of masked_lm.")
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -206,8 +206,8 @@ class TrainSpec(Frozen):
         cut = [name for name in ("tp", "pp", "cp") if getattr(self.parallel, name) > 1]
         if cut and (self.model.architecture != "llama" or self.objective != "causal_lm"):
             raise ValueError(
-                f"parallel.{cut[0]} {getattr(self.parallel, cut[0])} is for architecture llama and objective causal_lm, not "
-                f"{self.model.architecture} and {self.objective}: set it to 1 and share weights by dp_shard"
+                f"parallel.{cut[0]} {getattr(self.parallel, cut[0])} is for architecture llama and objective causal_lm, "
+                f"not {self.model.architecture} and {self.objective}: set it to 1 and share weights by dp_shard"
             )
 
     def _check_whole_models_only(self) -> None:

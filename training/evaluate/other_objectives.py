@@ -22,8 +22,8 @@ def score_masked(
 ) -> list[float]:  # fmt: skip
     """Nats of each token given the others of its window, when every seventh is hidden: a pseudo-likelihood.
 
-    Hiding one token at a time (Salazar et al. 2020, arXiv:1910.14659) costs a pass a token; seven passes hide each token
-    once. Comparable between masked models only: both sides of a token are seen.
+    Hiding one token at a time (Salazar et al. 2020, arXiv:1910.14659) costs a pass a token; seven passes hide each
+    token once. Comparable between masked models only: both sides of a token are seen.
     """
     texts = [[bos_id, *ids] for ids in documents]
     windows = [w for d, ids in enumerate(texts) for w in windows_of(d, len(ids), context, overlap)]
@@ -62,7 +62,7 @@ def _hidden_nats(
 def score_divided(
     model: nn.Module, documents: Sequence[Sequence[int]], bos_id: int, context: int, batch_tokens: int
 ) -> list[float]:
-    """Nats of each document under an encoder-decoder: it writes a piece of half the context, having read the piece before.
+    """Nats of each document under an encoder-decoder: it writes half a context, having read the half before.
 
     A product of conditional probabilities of all tokens, so it compares with a causal model of so short a memory.
     """

@@ -18,7 +18,7 @@ class StopState(Frozen):
         return self.model_copy(update={"total": self.total + loss, "count": self.count + 1})
 
     def after_look(self, validation_loss: float | None, spec: EarlyStopSpec) -> StopState:
-        """Compare the held-out loss, or without one the mean training loss since the last look, with the best so far."""
+        """Compare the held-out loss, or else the mean training loss since the last look, with the best so far."""
         watched = self.total / max(1, self.count) if validation_loss is None else validation_loss
         if self.best is None or watched < self.best - spec.min_gain:
             return StopState(best=watched)

@@ -74,8 +74,8 @@ def _memory_settings(model: nn.Module, spec: TrainSpec, degrees: Degrees, num_pa
 
 
 def _gathered_parameters(model: nn.Module, num_parameters: int, degrees: Degrees) -> int:
-    """Weights that are whole at once: all of a small model or of a pipeline's stage; else two blocks (one in use, one on
-    its way) and what is in no block."""
+    """Weights that are whole at once: all of a small model or of a pipeline's stage; else what is in no block, and two
+    blocks (one in use, one on its way)."""
     if num_parameters < RESHARD_FROM or degrees.pp > 1:
         return num_parameters
     blocks = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]

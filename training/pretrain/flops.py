@@ -58,7 +58,7 @@ def mfu(flops_a_token: float, tokens_per_s: float, peak: float) -> float:
 def memory_bytes(num_parameters: int, settings: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of one rank for weights, gradients, optimizer state and average, sharded over `shards` ranks.
 
-    settings: shards, optimizer (kind), hidden_parameters (matrices of blocks, which muon keeps one moment of), ema (bool),
+    settings: shards, optimizer (kind), hidden_parameters (matrices of blocks, of which muon keeps one moment), ema,
     gathered (parameters that forward and backward have whole at once), gathered_bytes (2 or 4 each).
     """
     shards = settings["shards"]

@@ -25,7 +25,7 @@ def heldout_rows(corpus: Corpus, tokenizer: TokenizerFiles, num_sequences: int) 
     documents = last_heldout_documents(corpus, DOCUMENTS_A_SEQUENCE * num_sequences)
     if not documents:
         raise RequestError(
-            "train.early_stop.watch heldout: the corpus has no held-out document; set tokenize.heldout_share or watch train"
+            "train.early_stop.watch heldout: the corpus has none; set tokenize.heldout_share or watch train"
         )
     encoder = load_tokenizer(Path(tokenizer.folder()))
     rows: list[tuple[list[int], list[int]]] = [([], [])]

@@ -37,7 +37,7 @@ def sum_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, spec: LossSpec = P
     """Sum of the loss over real targets, in nats, in at least fp32; 0 with zero gradients if there is none.
 
     Label smoothing (arXiv:1512.00567) mixes in the mean cross entropy with all V tokens. z_loss adds a multiple of the
-    squared logarithm of the softmax's denominator (PaLM, arXiv:2204.02311). Both are sums over targets like the rest, so
+    squared logarithm of the softmax's denominator (PaLM, arXiv:2204.02311). Both are sums over targets, so
     that accumulation and ranks do not change them (transformers#47261).
     """
     if logits_BTV.dtype in (torch.float16, torch.bfloat16):

@@ -113,7 +113,7 @@ def new_model(config: PreTrainedConfig, seed: int, objective: str = "causal_lm")
     accepted = inspect.signature(kind.forward).parameters
     if not kind._supports_sdpa or ("position_ids" not in accepted and "decoder_input_ids" not in accepted):
         raise RequestError(
-            f"train.model.architecture {config.model_type}: it cannot be told where packed documents begin; choose another"
+            f"train.model.architecture {config.model_type}: it cannot be told where packed documents begin"
         )
     torch.manual_seed(seed)
     model: PreTrainedModel = kind(config)

@@ -1,8 +1,8 @@
 """The gradient-noise scale: the batch at which noise and signal of the gradient are equal (arXiv:1812.06162).
 
-Two squared norms of the same step are compared: of the gradient of its first micro-batches (b targets over all ranks) and
-of the whole one (B targets). With true gradient G and per-target covariance S, E|g_b|^2 = |G|^2 + tr(S) / b, which gives
-both; the scale is tr(S) / |G|^2, in targets.
+Two squared norms of the same step are compared: of the gradient of its first micro-batches (b targets over all
+ranks) and of the whole one (B targets). With true gradient G and per-target covariance S, E|g_b|^2 = |G|^2 + tr(S) / b,
+which gives both; the scale is tr(S) / |G|^2, in targets.
 """
 
 from __future__ import annotations

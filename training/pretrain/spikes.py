@@ -1,4 +1,4 @@
-"""Spikes of the loss: found, skipped, or undone by going back to a checkpoint and jumping over the rows that caused them.
+"""Spikes of the loss: found, skipped, or undone by going back to a checkpoint and jumping over their rows.
 
 All of it is a pure function of the global loss and gradient norm, which every rank has, so ranks always decide alike.
 Rows that are jumped over are as if they had never been in the stream: all later ones move up, and the final weights
@@ -62,8 +62,8 @@ class SpikeState(Frozen):
 def trouble_of(loss: float, norm: float, state: SpikeState, spec: SpikeSpec) -> str:
     """Why a step must not be applied; "" if it may.
 
-    Limit: mean + sigma standard deviations of the last `window` accepted steps, for the loss and for the norm, once there
-    are `active_after` of them (OLMo-core's SkipStepOptimizer).
+    Limit: mean + sigma standard deviations of the last `window` accepted steps, for the loss and for the norm, once
+    there are `active_after` of them (OLMo-core's SkipStepOptimizer).
     """
     if not (math.isfinite(loss) and math.isfinite(norm)):
         return f"loss {loss}, gradient norm {norm}"

@@ -122,8 +122,8 @@ def train_rank(
 ) -> dict[str, Any]:
     """Train a model to the plan's end, resuming from the newest complete checkpoint under `out`.
 
-    Writes out/data/{model,optimizer}.safetensors, ema.safetensors where there is an average, curve.jsonl and, where there
-    were any, incidents.jsonl. Returns facts for the handle.
+    Writes out/data/{model,optimizer}.safetensors, ema.safetensors where there is an average, curve.jsonl and, where
+    there were any, incidents.jsonl. Returns facts for the handle.
     """
     training = Training(model, material, spec, plan, out, flops_per_token)
     while not training.is_over:
@@ -275,8 +275,8 @@ class Training:
         spikes = self.state.spikes
         return (
             f"training stopped at step {self.state.step + 1} of {self.plan.num_steps}: {facts.trouble}, learning rate "
-            f"{facts.learning_rate:g}, after {spikes.in_a_row} steps skipped and {spikes.num_rollbacks} rollbacks; nothing "
-            "was published. Lower optimizer.learning_rate or optimizer.clip_norm, or look at that step's documents"
+            f"{facts.learning_rate:g}, after {spikes.in_a_row} steps skipped and {spikes.num_rollbacks} rollbacks; "
+            "nothing was published. Lower optimizer.learning_rate or optimizer.clip_norm, or look at that step's documents"
         )
 
     def _save(self) -> None:
@@ -313,7 +313,7 @@ class Training:
 
 
 def seed_dropout(seed: int, mesh: Mesh) -> None:
-    """Other units are dropped on ranks with other rows or blocks, the same on ranks that share matrices (accelerate#114)."""
+    """Other units are dropped on ranks with other rows or blocks, the same on ranks that share matrices."""
     at = mesh.at
     torch.manual_seed(((seed * 4096 + at.batch) * 4096 + at.cp) * 4096 + at.pp)
 
