@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -57,14 +58,30 @@ class Stream(Sequences):
             yield batch
 
 
-def run(world: Any, ranks: Ranks, out: Path, fields: dict[str, Any], **stream: Any) -> dict[str, Any]:
-    """Train as main does, and return the facts of rank 0."""
+def poison(model: Any, bad_call: int) -> None:
+    """Let one forward pass, counted from 1, answer NaN; -1: every one."""
+    calls = itertools.count(1)
+
+    def answer(module: Any, inputs: Any, output: Any) -> Any:
+        if bad_call in (-1, next(calls)):
+            output.logits = output.logits * float("nan")
+        return output
+
+    model.register_forward_hook(answer)
+
+
+def run(
+    world: Any, ranks: Ranks, out: Path, fields: dict[str, Any], poisoned_call: tuple[int, int] = (0, 0), **stream: Any
+) -> dict[str, Any]:
+    """Train as main does, and return the facts of rank 0. poisoned_call: (rank, forward pass) that answers NaN."""
     spec = TrainSpec.model_validate(SPEC | fields)
     mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))
     model = new_model(model_config(spec.model, world.tokenizer, world.corpus.seq_len), spec.seed, spec.objective)
     head = install_loss_head(model, spec.loss) if spec.loss.chunk_tokens else None
     loss = functools.partial(sum_cross_entropy, spec=spec.loss)
     shared = parallelize(model, mesh, spec.parallel, spec.precision, loss, head)
+    if poisoned_call[1] and poisoned_call[0] == ranks.rank:
+        poison(shared.module, poisoned_call[1])
     sequences = Stream(corpus_row_groups(world.corpus), world.corpus.seq_len, 0, 0.5, spec.seed)
     for name, value in stream.items():
         setattr(sequences, name, value)
@@ -132,6 +149,30 @@ def test_spike_that_lasts_sends_training_back_and_its_rows_are_jumped_over(train
     assert [line["step"] for line in curve(out)] == list(range(1, 13))
     events = [json.loads(line) for line in (out / "scratch" / "events.jsonl").read_text().splitlines()]
     assert [e["incident"]["action"] for e in events if "incident" in e] == [i["action"] for i in incidents]
+
+
+def test_run_resumed_after_a_rollback_decides_as_it_did(train) -> None:
+    fields = {"spikes": DETECTOR | {"max_skips": 1}}
+    _, out = train("spike", fields, bad=((24, 36),))
+    found, incidents = weights(out), (out / "data" / "incidents.jsonl").read_bytes()
+    folder = out / "scratch" / "checkpoints"
+    shutil.rmtree(folder / f"step-{checkpointing.complete_steps(folder)[-1]:08d}")
+    train("spike", fields, bad=((24, 36),))
+    assert_same(weights(out), found)
+    assert (out / "data" / "incidents.jsonl").read_bytes() == incidents
+
+
+def test_step_that_is_not_finite_on_one_rank_is_skipped_by_all(train) -> None:
+    """Rank 1 meets NaN once, in its share of step 5; nobody asked for a detector."""
+    facts, out = train("nan", {}, poisoned_call=(1, 9))
+    assert facts["jumped"] == [[16, 20]]
+    _, clean = train("clean", {}, gone=((16, 20),))
+    assert_same(weights(out), weights(clean))
+
+
+def test_steps_that_are_never_finite_end_training(train) -> None:
+    with pytest.raises(Exception, match=r"loss nan, gradient norm nan, .* after 3 steps skipped and 0 rollbacks"):
+        train("nan", {}, poisoned_call=(1, -1))
 
 
 def test_rollbacks_are_capped(train) -> None:
