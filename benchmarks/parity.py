@@ -1,9 +1,10 @@
 """Every way to share the work against one rank, in float64: the same losses, norms and weights, or exit code 1.
 
-make parity        python -m benchmarks.parity [--steps 30] [--only FSDP2]
+make parity        python -m benchmarks.parity [--steps 30] [--only FSDP2] [--device cuda]
 
 A tiny Llama with grouped-query attention, tied and untied; sequences of several documents, padded, so that ranks have
-unequal numbers of targets; AdamW with clipping. Ranks are forked, and talk by gloo. The table goes into README.md.
+unequal numbers of targets; AdamW with clipping. Ranks are forked, and talk by gloo, or by NCCL on a GPU each. The table
+goes into README.md.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from training.pretrain import checkpointing
 from training.pretrain.mesh import Mesh, Ranks, make_mesh
 from training.pretrain.micro_batch import MicroBatch, micro_batch_of
 from training.pretrain.optimizer import make_optimizer
-from training.pretrain.parallel import parallelize
+from training.pretrain.parallel import RESHARD_FROM, parallelize
 from training.pretrain.token_shards import make_batch
 from training.pretrain.trainer import rank_positions, train_step
 from training.specs import OptimizerSpec
@@ -123,10 +124,10 @@ def batches_at(step: int, mesh: Mesh, layout: Layout) -> list[MicroBatch]:
     return [micro_batch_of(make_batch([sequence_at(p) for p in part], SEQ_LEN, 0), mesh) for part in parts]
 
 
-def train(layout: Layout, ranks: Ranks, tied: bool, num_steps: int) -> dict[str, Any]:
-    """Loss and gradient norm of each step; on rank 0 the weights and moments after the last."""
+def train(layout: Layout, ranks: Ranks, tied: bool, num_steps: int, reshard_from: int = RESHARD_FROM) -> dict[str, Any]:
+    """Loss, gradient norm and tokens of each step; on rank 0 the weights and moments after the last."""
     mesh = make_mesh(ranks, layout.spec.degrees(ranks.world_size))
-    model = parallelize(tiny_llama(tied), mesh, layout.spec)
+    model = parallelize(tiny_llama(tied), mesh, layout.spec, reshard_from=reshard_from)
     optimizer = make_optimizer(model.module, OptimizerSpec(learning_rate=RATE))
     curve = []
     for step in range(num_steps):
@@ -136,16 +137,20 @@ def train(layout: Layout, ranks: Ranks, tied: bool, num_steps: int) -> dict[str,
     return {"curve": curve, "state": checkpointing.gather_state(state, mesh)}
 
 
-def on_ranks(function: Callable[[Ranks], Any], world_size: int) -> list[Any]:
-    """What `function` returns on each of `world_size` forked gloo ranks."""
+def on_ranks(function: Callable[[Ranks], Any], world_size: int, device: str = "cpu") -> list[Any]:
+    """What `function` returns on each of `world_size` forked ranks; this process must not have used CUDA."""
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(_rank, (function, world_size, folder), world_size, start_method="fork")
+        start_processes(_rank, (function, world_size, folder, device), world_size, start_method="fork")
         return [torch.load(f"{folder}/result-{rank}", weights_only=True) for rank in range(world_size)]
 
 
-def _rank(index: int, function: Callable[[Ranks], Any], world_size: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=index, world_size=world_size)
-    torch.save(function(Ranks(index, world_size, torch.device("cpu"))), f"{folder}/result-{index}")
+def _rank(index: int, function: Callable[[Ranks], Any], world_size: int, folder: str, device: str) -> None:
+    place = torch.device(device, index) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(place)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=index, world_size=world_size)
+    torch.save(function(Ranks(index, world_size, place)), f"{folder}/result-{index}")
     dist.destroy_process_group()
 
 
@@ -162,9 +167,9 @@ class Difference:
         return max(self.loss, self.norm, self.weights)
 
 
-def difference(layout: Layout, tied: bool, num_steps: int, alone: dict[str, Any]) -> Difference:
+def difference(layout: Layout, tied: bool, num_steps: int, alone: dict[str, Any], device: str = "cpu") -> Difference:
     """Raises: AssertionError if ranks disagree among themselves, or count other tokens, or lack a weight."""
-    parts = on_ranks(lambda ranks: train(layout, ranks, tied, num_steps), layout.ranks)
+    parts = on_ranks(lambda ranks: train(layout, ranks, tied, num_steps), layout.ranks, device)
     assert all(part["curve"] == parts[0]["curve"] for part in parts), "ranks disagree"
     one, many = np.array(alone["curve"]), np.array(parts[0]["curve"])
     assert (one[:, 2] == many[:, 2]).all(), "tokens are counted twice or not at all"
@@ -205,22 +210,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--only", default="", help="layouts whose name has this in it; README.md is left alone")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: four GPUs; README.md is left alone"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # no thread pool, so that ranks may be forked
     alone = {
-        tied: on_ranks(lambda ranks, tied=tied: train(ONE_RANK, ranks, tied, arguments.steps), 1)[0]
+        tied: on_ranks(lambda ranks, tied=tied: train(ONE_RANK, ranks, tied, arguments.steps), 1, arguments.device)[0]
         for tied in (False, True)
     }
     rows: list[tuple[Layout, dict[bool, Difference]]] = []
     for layout in (layout for layout in LAYOUTS if arguments.only in layout.name):
         began, found = time.monotonic(), dict[bool, Difference]()
         for tied in (False, True):
-            found[tied] = difference(layout, tied, arguments.steps, alone[tied])
+            found[tied] = difference(layout, tied, arguments.steps, alone[tied], arguments.device)
         rows.append((layout, found))
         print(f"{layout.name}: {found} in {time.monotonic() - began:.0f} s", file=sys.stderr)
     text = table(rows, arguments.steps)
     print(text)
-    if not arguments.only:
+    if not arguments.only and arguments.device == "cpu":
         write_between_markers(README, text)
     failed = [layout.name for layout, found in rows for part in found.values() if not part.worst <= TOLERANCE]
     if failed:

@@ -7,15 +7,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from benchmarks.parity import SEQ_LEN, batches_at, on_ranks
-from benchmarks.parity import Layout as ParityLayout
+from benchmarks.parity import SEQ_LEN, on_ranks, sequence_at
+from training.parallel_spec import Degrees
 from training.pretrain.context_parallel import GatherSequence, gathered_places, places_of
 from training.pretrain.loss import count_targets, targets_of
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.micro_batch import micro_batch_of
+from training.pretrain.token_shards import make_batch
 
 CP = 2
-LAYOUT = ParityLayout("", CP, {"cp": CP})
+DEGREES = Degrees(pp=1, dp_replicate=1, dp_shard=1, cp=CP, tp=1)
 
 
 def test_places_give_each_rank_an_early_and_a_late_piece() -> None:
@@ -32,8 +33,8 @@ def test_ranks_of_a_sequence_have_equal_work_under_a_causal_mask(cp: int) -> Non
 
 def attend(ranks: Ranks) -> tuple[float, float, int, int]:
     """Largest difference of outputs and of gradients from whole attention; tokens and targets over all ranks."""
-    mesh = make_mesh(ranks, LAYOUT.spec.degrees(CP))
-    (batch,) = batches_at(0, mesh, LAYOUT)
+    mesh = make_mesh(ranks, DEGREES)
+    batch = make_batch([sequence_at(position) for position in range(8)], SEQ_LEN, 0)
     part = micro_batch_of(batch, mesh)
     torch.manual_seed(0)
     whole = [torch.randn(8, 2, SEQ_LEN, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]

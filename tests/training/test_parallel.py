@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from typing import Any
 
@@ -54,6 +55,15 @@ def test_layout_gives_the_losses_norms_weights_and_moments_of_one_rank(layout: L
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["FSDP2", "FSDP2 x TP", "FSDP2 x PP"])
+def test_model_sharded_block_by_block_gives_the_numbers_of_one_rank(name: str) -> None:
+    """As large models are; with weights gathered again in backward, and activations computed again."""
+    (layout,) = (layout for layout in LAYOUTS if layout.name == name)
+    layout = dataclasses.replace(layout, parallel=layout.parallel | {"activation_checkpointing": "full"})
+    results = on_ranks(lambda ranks: train(layout, ranks, True, NUM_STEPS, reshard_from=0), layout.ranks)
+    np.testing.assert_allclose(results[0]["curve"], alone(True)["curve"], rtol=1e-12)
 
 
 def test_loss_that_is_not_finite_stops_all_ranks_and_leaves_the_weights() -> None:

@@ -40,7 +40,7 @@ class GatherSequence(torch.autograd.Function):
         ctx.group, ctx.shape = group, part_BHSD.shape
         size = dist.get_world_size(group)
         side_by_side = part_BHSD.new_empty(size * part_BHSD.shape[0], *part_BHSD.shape[1:])
-        dist.all_gather_into_tensor(side_by_side, part_BHSD.contiguous(), group=group)
+        dist.all_gather_single(side_by_side, part_BHSD.contiguous(), group=group)
         return side_by_side.view(size, *part_BHSD.shape).movedim(0, 2).flatten(2, 3)
 
     @staticmethod
@@ -49,7 +49,7 @@ class GatherSequence(torch.autograd.Function):
         batch, heads, seq_len, head_size = ctx.shape
         parts = grad_BHTD.reshape(batch, heads, size, seq_len, head_size).movedim(2, 0)
         part_BHSD = grad_BHTD.new_empty(ctx.shape)
-        dist.reduce_scatter_tensor(part_BHSD, parts.flatten(0, 1).contiguous(), group=ctx.group)
+        dist.reduce_scatter_single(part_BHSD, parts.flatten(0, 1).contiguous(), group=ctx.group)
         return part_BHSD, None
 
 

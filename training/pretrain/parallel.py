@@ -47,12 +47,13 @@ class ParallelModel(Protocol):
 
 def parallelize(
     model: PreTrainedModel, mesh: Mesh, spec: ParallelSpec, precision: str = "fp32",
-    loss: LossFunction = sum_cross_entropy, head: LossHead | None = None,
+    loss: LossFunction = sum_cross_entropy, head: LossHead | None = None, reshard_from: int = RESHARD_FROM,
 ) -> ParallelModel:  # fmt: skip
     """Spread `model`, which every rank has built whole with the same weights. `model` itself is used up.
 
     Weights stay in their own dtype; bf16 or fp16 is what forward and backward compute in, reductions are fp32. `head`, if
-    there is one, is part of the model and answers with the loss in the place of logits.
+    there is one, is part of the model and answers with the loss in the place of logits. A model of `reshard_from`
+    parameters or more is sharded block by block.
     """
     model.to(mesh.ranks.device)
     if mesh.sequence is not None:
@@ -62,7 +63,7 @@ def parallelize(
         loss = over_cut_vocabulary(loss, mesh.tp)
     if spec.strategy == "ddp":
         return WholeModel(model, copy_model(model), mesh, loss, head)
-    reshard = sum(p.numel() for p in model.parameters()) >= RESHARD_FROM
+    reshard = sum(p.numel() for p in model.parameters()) >= reshard_from
     policies = _policies(mesh, spec, precision)
 
     def shard(part: nn.Module) -> None:
@@ -151,7 +152,9 @@ def blocks_of(module: Any) -> list[nn.Module]:
     if kinds is None:
         return list(module.model.layers.values())
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    return [part for parts in lists for part in parts if type(part).__name__ in kinds]  # BERT's embeddings are a kind too
+    return [
+        part for parts in lists for part in parts if type(part).__name__ in kinds
+    ]  # BERT's embeddings are a kind too
 
 
 def shard_module(module: Any, mesh: Mesh, policies: dict[str, Any], reshard: bool) -> None:

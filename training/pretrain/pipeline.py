@@ -91,7 +91,7 @@ class PipelinedModel:
         self.mesh, self.loss, self.divisor = mesh, loss, 1.0
         tied = self.module.model.embed_tokens.weight if whole.config.tie_word_embeddings and self._is_end else None
         self.tied: nn.Parameter | None = tied
-        self.copies = [tied] if tied is not None and self.has_last else []
+        self.copies: Sequence[nn.Parameter] = [tied] if tied is not None and self.has_last else []
         stages = [
             PipelineStage(module, i, spec.num_stages, mesh.ranks.device, group=mesh.stages)
             for i, module in zip(mine, modules, strict=True)
