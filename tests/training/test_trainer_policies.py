@@ -8,12 +8,14 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.parallel_spec import Coordinate
 from training.pretrain import checkpointing, loss_scale, parallel
 from training.pretrain.chunked_loss import install_loss_head
 from training.pretrain.heldout import heldout_batches, heldout_rows
@@ -21,12 +23,13 @@ from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import model_config, new_model
 from training.pretrain.objectives import Examples
+from training.pretrain.optimizer import make_optimizer
 from training.pretrain.parallel import parallelize
 from training.pretrain.sequence_order import corpus_row_groups
 from training.pretrain.spikes import Window, position_of
 from training.pretrain.token_shards import Batch, Sequences
-from training.pretrain.trainer import Material, plan_of, train_rank
-from training.specs import TrainSpec
+from training.pretrain.trainer import Material, plan_of, seed_dropout, train_rank, train_step
+from training.specs import OptimizerSpec, TrainSpec
 
 MODEL = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 24}
 SPEC: dict[str, Any] = {
@@ -58,22 +61,25 @@ class Stream(Sequences):
             yield batch
 
 
-def poison(model: Any, bad_call: int) -> None:
-    """Let one forward pass, counted from 1, answer NaN; -1: every one."""
+def poison(model: Any, bad_call: int, what: str = "loss") -> None:
+    """Let one forward pass, counted from 1, answer NaN; -1: every one. gradient: only the way back is infinite."""
     calls = itertools.count(1)
 
     def answer(module: Any, inputs: Any, output: Any) -> Any:
         if bad_call in (-1, next(calls)):
-            output.logits = output.logits * float("nan")
+            if what == "loss":
+                output.logits = output.logits * float("nan")
+            else:
+                output.logits.register_hook(lambda grad: grad * float("inf"))
         return output
 
     model.register_forward_hook(answer)
 
 
 def run(
-    world: Any, ranks: Ranks, out: Path, fields: dict[str, Any], poisoned_call: tuple[int, int] = (0, 0), **stream: Any
+    world: Any, ranks: Ranks, out: Path, fields: dict[str, Any], poisoned_call: tuple[Any, ...] = (0, 0), **stream: Any
 ) -> dict[str, Any]:
-    """Train as main does, and return the facts of rank 0. poisoned_call: (rank, forward pass) that answers NaN."""
+    """Train as main does, and return the facts of rank 0. poisoned_call: rank, forward pass, and what of it is bad."""
     spec = TrainSpec.model_validate(SPEC | fields)
     mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))
     model = new_model(model_config(spec.model, world.tokenizer, world.corpus.seq_len), spec.seed, spec.objective)
@@ -81,7 +87,7 @@ def run(
     loss = functools.partial(sum_cross_entropy, spec=spec.loss)
     shared = parallelize(model, mesh, spec.parallel, spec.precision, loss, head)
     if poisoned_call[1] and poisoned_call[0] == ranks.rank:
-        poison(shared.module, poisoned_call[1])
+        poison(shared.module, *poisoned_call[1:])
     sequences = Stream(corpus_row_groups(world.corpus), world.corpus.seq_len, 0, 0.5, spec.seed)
     for name, value in stream.items():
         setattr(sequences, name, value)
@@ -245,6 +251,68 @@ def test_fp16_tries_again_after_an_overflow_and_follows_fp32(train, monkeypatch:
     assert 1.0 < scale < 2.0**30
     for one, other in zip(curve(plain), curve(half), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=0.02)
+
+
+def test_overflow_on_one_rank_halves_the_scale_of_all_and_loses_no_row(train) -> None:
+    """Scales that part company would never meet again (pytorch#115710)."""
+    facts, out = train("overflow", {"precision": "fp16"}, poisoned_call=(1, 9, "gradient"))
+    assert (facts["num_incidents"], facts["num_steps"], facts["jumped"]) == (0, 12, [])
+    _, plain = train("plain", {"precision": "fp16"})
+    scales = [
+        checkpointing.facts_of(folder / "scratch" / "checkpoints", 12)["run"]["scale"]["scale"]
+        for folder in (out, plain)
+    ]
+    assert scales[0] == scales[1] / 2
+    for one, other in zip(curve(plain), curve(out), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.02)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(world, run_ranks) -> None:
+    """Scaling by 1,024 is exact, so nothing may change; clipped before, gradients would shrink by it."""
+
+    def step(ranks: Ranks) -> list[float]:
+        found = []
+        for scale in (1.0, 1024.0):
+            spec = TrainSpec.model_validate(SPEC | {"ranks": 1})
+            mesh = make_mesh(ranks, spec.parallel.degrees(1))
+            model = new_model(model_config(spec.model, world.tokenizer, world.corpus.seq_len), 0)
+            shared = parallelize(model, mesh, spec.parallel)
+            batches = Sequences(corpus_row_groups(world.corpus), 32, 0, 0.5, 0).micro_batches(range(4), 2)
+            parts = [Examples(spec, mesh, world.tokenizer).of(batch, range(2)) for batch in batches]
+            optimizer = make_optimizer(shared.module, OptimizerSpec(kind="sgd", learning_rate=1.0))
+            facts = train_step(shared, optimizer, parts, 1.0, 0.1, scale=scale)
+            total = sum(float(p.detach().full_tensor().double().sum()) for p in shared.module.parameters())
+            found += [facts.loss, facts.grad_norm, total]
+        return found
+
+    ((loss, norm, total, *scaled),) = run_ranks(step, 1)
+    assert norm > 0.1
+    assert scaled == pytest.approx([loss, norm, total], rel=1e-6)
+
+
+def test_look_at_the_average_leaves_weights_and_dropout_as_they_were(train) -> None:
+    """The looked-at average must not stay in the place of the weights, nor evaluation in that of training."""
+    fields = {"model": MODEL | {"architecture": "gpt2", "dropout": 0.2}}
+    _, plain = train("plain", fields)
+    looked = {"ema": {"decay": 0.9}, "early_stop": {"watch": "heldout", "every": 3, "num_sequences": 4}}
+    _, out = train("looked", fields | looked)
+    assert_same(weights(out), weights(plain))
+
+
+def test_dropout_differs_over_rows_and_is_the_same_over_matrices() -> None:
+    def drawn(batch: int, tp: int) -> list[float]:
+        seed_dropout(3, SimpleNamespace(at=Coordinate(0, batch, 0, tp)))
+        return torch.rand(4).tolist()
+
+    assert drawn(0, 0) == drawn(0, 1)
+    assert drawn(0, 0) != drawn(1, 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_in_low_precision_have_fp32_masters(train, precision: str) -> None:
+    """A bf16 weight of 1.0 never moves under steps of 1e-3."""
+    _, out = train(precision, {"precision": precision, "num_steps": 2})
+    assert {t.dtype for part in ("model", "optimizer") for t in weights(out, part).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

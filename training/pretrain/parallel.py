@@ -103,6 +103,9 @@ class WholeModel:
                 return sum(float(self._loss(batch)) for batch in batches)
         finally:
             self.module.train()
+            for part in self.module.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()  # what backward would do: names lead to shards again, not to gathered copies
 
     def _loss(self, batch: Inputs) -> Tensor:
         device = self.mesh.ranks.device
