@@ -34,7 +34,7 @@ from training.pretrain.flops import model_flops_per_token
 from training.pretrain.heldout import heldout_batches, heldout_rows
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, join_ranks, make_mesh
-from training.pretrain.model import check_architecture, load_weights, model_config, new_model
+from training.pretrain.model import check_architecture, load_weights, model_config, model_kind, new_model
 from training.pretrain.objectives import Examples
 from training.pretrain.parallel import parallelize
 from training.pretrain.progress import relayed_events
@@ -94,7 +94,7 @@ def _crash_of(error: ChildFailedError, first_failure: Path) -> NightmillError:
 
 
 def check_request(request: Request, spec: TrainSpec) -> None:
-    """Refuse early, from manifests and file bytes alone.
+    """Refuse early, from manifests and file bytes alone; no model is built.
 
     Raises: RequestError, DataError, each naming the thing, the value and what was wanted.
     """
@@ -122,8 +122,10 @@ def check_request(request: Request, spec: TrainSpec) -> None:
             f"corpus {corpus.address} has {num_sequences} sequences of {corpus.seq_len} tokens, one step wants "
             f"{spec.sequences_per_step} for {spec.ranks} ranks: add documents or lower train.sequences_per_step"
         )
+    config = model_config(spec.model, tokenizer, corpus.seq_len)
+    model_kind(config, spec.objective)
     if champion is not None:
-        check_architecture(model_config(spec.model, tokenizer, corpus.seq_len), champion)
+        check_architecture(config, champion)
 
 
 def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | None]:

@@ -98,10 +98,10 @@ def _dropouts(config: PreTrainedConfig) -> list[str]:
     ]
 
 
-def new_model(config: PreTrainedConfig, seed: int, objective: str = "causal_lm") -> PreTrainedModel:
-    """Initial weights from `seed` alone: every rank builds the same model, whatever the number of ranks.
+def model_kind(config: PreTrainedConfig, objective: str) -> Any:
+    """The class of `transformers` for this architecture and objective.
 
-    Raises: RequestError if the architecture cannot be trained for `objective`, or on packed sequences.
+    Raises: RequestError if there is none, or packed documents cannot be told apart in it.
     """
     mapping = AUTO_CLASSES[objective]._model_mapping
     if type(config) not in mapping:
@@ -115,6 +115,15 @@ def new_model(config: PreTrainedConfig, seed: int, objective: str = "causal_lm")
         raise RequestError(
             f"train.model.architecture {config.model_type}: it cannot be told where packed documents begin"
         )
+    return kind
+
+
+def new_model(config: PreTrainedConfig, seed: int, objective: str = "causal_lm") -> PreTrainedModel:
+    """Initial weights from `seed` alone: every rank builds the same model, whatever the number of ranks.
+
+    Raises: RequestError if the architecture cannot be trained for `objective`, or on packed sequences.
+    """
+    kind = model_kind(config, objective)
     torch.manual_seed(seed)
     model: PreTrainedModel = kind(config)
     for name, module in model.named_modules():
