@@ -15,7 +15,7 @@ import pyarrow as pa
 import zstandard
 
 MAX_POSTSCRIPT = 256  # bytes, with its length
-MAX_FOOTER = 1 << 28  # bytes; a longer one is damage
+MAX_FOOTER = 1 << 28  # bytes; a longer one, or longer blocks of it, are damage
 # field numbers
 FOOTER_LENGTH, COMPRESSION, BLOCK_SIZE = 1, 2, 3  # of PostScript
 STRIPES = 3  # of Footer
@@ -39,13 +39,13 @@ def stripes(file: Path) -> list[Stripe]:
             raise ValueError("no ORC postscript")
         postscript = dict(_fields(tail[end:-1]))
         length, kind = _number(postscript, FOOTER_LENGTH), _number(postscript, COMPRESSION)
-        begin = size - (len(tail) - end) - length
-        if begin < 0 or length > MAX_FOOTER:
-            raise ValueError(f"an ORC footer of {length} bytes")
+        begin, block_size = size - (len(tail) - end) - length, _number(postscript, BLOCK_SIZE)
+        if begin < 0 or max(length, block_size) > MAX_FOOTER:
+            raise ValueError(f"an ORC footer of {length} bytes in blocks of {block_size}")
         stream.seek(begin)
         footer = stream.read(length)
     if kind != NONE:
-        footer = b"".join(_unpacked(footer, kind, _number(postscript, BLOCK_SIZE)))
+        footer = b"".join(_unpacked(footer, kind, block_size))
     return [_stripe(value) for number, value in _fields(footer) if number == STRIPES and isinstance(value, bytes)]
 
 
@@ -109,7 +109,7 @@ def _unpacked(data: bytes, kind: int, block_size: int) -> Iterator[bytes]:
 def _unpacked_chunk(chunk: bytes, kind: int, block_size: int) -> bytes:
     try:
         if kind == ZLIB:
-            return zlib.decompress(chunk, wbits=-15)
+            return zlib.decompressobj(wbits=-15).decompress(chunk, block_size)
         if kind == ZSTD:
             return zstandard.ZstdDecompressor().decompress(chunk, max_output_size=block_size)
     except (zlib.error, zstandard.ZstdError) as err:

@@ -22,7 +22,7 @@ class SourceSpec(Frozen):
     kind: Literal["python-environment", "jsonl", "lines", "text", "csv", "html", "warc", "parquet", "orc"] = Field(
         "python-environment",
         description="python-environment: the documentation this installation carries. jsonl, lines, csv (with a header): "
-        "one document a line or row. text, html: one a file. warc: web archives, WET too. parquet, orc: tables. "
+        "one document a line or row. text, html: one a file. warc: web archives, WET and ARC too. parquet, orc: tables. "
         "All but tables also as .gz or .zst.",
     )
     path: str = Field("", description="Folder (searched recursively) or file. Empty only for python-environment.")

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 TOPICS = [text for _, text in sorted(topics.items()) if 60 <= len(text.split()) < 2000]
 TABLES = ("data", "rejects", "clusters", "heldout")
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 
 def texts_of(night: int) -> list[str | None]:
     """Some 40 texts a night: some of it copies and near copies, of this night and of the one before, some of it no text."""
@@ -127,6 +129,7 @@ def test_orc_in_and_out_gives_the_rows_of_parquet_in_every_step(
 def test_worker_killed_in_a_task_of_every_job_changes_no_byte(
     run_chain: Chain, undisturbed: dict[str, Handle], spark: SparkSession
 ) -> None:
+    """On the session as the product starts it: on one machine a lost task is run again too."""
     losses: list[int] = []
 
     def failed_tasks() -> int:
