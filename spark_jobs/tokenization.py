@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 
 from spark_jobs import encoder, packing, tables
 from spark_jobs.errors import DataError
+from spark_jobs.int_columns import from_binary, to_binary, to_lists
 from spark_jobs.job import Job
 from spark_jobs.manifests import Documents, TokenizerFiles
 from spark_jobs.requests import Outcome
@@ -39,8 +40,10 @@ ENCODE_BYTES = 1 << 20  # of text at a time: the library's encodings take some 1
 STOPS = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
 CLOSING = "\"')]}»”’"
 
-ENCODED: Schema = {"doc_id": "string", "tokens": "array<int>"}
-PACKED: Schema = {name: kind for name, kind in SEQUENCES.items() if name != "seq_id"} | {"order_key": "bigint"}
+# Between Spark and Python these pass as binary (int_columns.py) and as one string; `_write_sequences` makes SEQUENCES of them.
+ENCODED: Schema = {"doc_id": "string", "tokens": "binary"}
+PACKED: Schema = {"tokens": "binary", "doc_lengths": "binary", "doc_ids": "string", "order_key": "bigint"}
+ID_SEPARATOR = " "
 
 
 def tokenize(job: Job, spec: TokenizeSpec) -> Outcome:
@@ -50,8 +53,8 @@ def tokenize(job: Job, spec: TokenizeSpec) -> Outcome:
     heldout, training = split.where("is_heldout"), split.where("not is_heldout")
     is_fast = encoder.agrees(f"{files.folder()}/tokenizer.json", sample_texts(documents, encoder.SAMPLE_BYTES))
     encoded = tables.stage(encode_documents(training, files, is_fast), job.scratch("encoded"))
-    totals = encoded.agg(F.count("*").alias("documents"), F.sum(F.size("tokens")).alias("tokens")).first()
-    num_documents, num_tokens = int(totals["documents"]), int(totals["tokens"] or 0)
+    totals = encoded.agg(F.count("*").alias("documents"), F.sum(F.octet_length("tokens")).alias("size")).first()
+    num_documents, num_tokens = int(totals["documents"]), int(totals["size"] or 0) // TOKEN_BYTES
     if num_documents == 0:
         raise DataError(
             f"{documents.address}: {documents.num_rows} documents and none left to train on (tokenize.heldout_share="
@@ -95,7 +98,8 @@ def encode_documents(documents: DataFrame, files: TokenizerFiles, is_fast: bool 
             for first, stop in _slices(batch.column("text")):
                 rows = encode(batch.column("text")[first:stop].to_pylist())
                 tokens = pa.array([[bos, *ids, eos] for ids in rows], pa.list_(pa.int32()))
-                yield pa.RecordBatch.from_arrays([batch.column("doc_id")[first:stop], tokens], names=list(ENCODED))
+                columns = [batch.column("doc_id")[first:stop], to_binary(tokens)]
+                yield pa.RecordBatch.from_arrays(columns, names=list(ENCODED))
 
     return documents.select("doc_id", "text").mapInArrow(encode_batches, ddl(ENCODED))
 
@@ -155,13 +159,12 @@ def pack_documents(encoded: DataFrame, num_tokens: int, spec: TokenizeSpec, ends
     return ordered.mapInArrow(pack_block, ddl(PACKED))
 
 
-_ENCODED_ARROW = pa.schema([("doc_id", pa.string()), ("tokens", pa.list_(pa.int32()))])
+_ENCODED_ARROW = pa.schema([("doc_id", pa.string()), ("tokens", pa.binary())])
 
 
 def pack_table(block: pa.Table, seq_len: int, seed: int, ends: Ends | None = None) -> Iterator[pa.RecordBatch]:
     """One block, sorted by doc_id, as packed sequences. Order of documents in a sequence: that of the pieces."""
-    column = block.column("tokens").combine_chunks()
-    tokens, starts = column.flatten().to_numpy(), np.concatenate(([0], np.cumsum(column.value_lengths().to_numpy())))
+    tokens, starts = from_binary(block.column("tokens").combine_chunks())
     if ends is None:
         documents, firsts, lengths = packing.cut(np.diff(starts), seq_len)
     else:
@@ -178,17 +181,26 @@ def pack_table(block: pa.Table, seq_len: int, seed: int, ends: Ends | None = Non
     sizes = np.concatenate(([0], np.cumsum(lengths[order])))
     first_name = ids[0].encode()
     keys = [xxhash.xxh3_64_intdigest(b"%s %d" % (first_name, number), seed) for number in range(len(borders) - 1)]
-    yield pa.RecordBatch.from_arrays(
-        [
-            pa.ListArray.from_arrays(
-                pa.array(sizes[borders], pa.int32()), pa.array(np.concatenate(pieces), pa.int32())
-            ),
-            pa.ListArray.from_arrays(pa.array(borders, pa.int32()), pa.array(lengths[order], pa.int32())),
-            pa.ListArray.from_arrays(pa.array(borders, pa.int32()), pa.array(names, pa.string())),
-            pa.array(np.array(keys, np.uint64).view(np.int64)),
-        ],
-        names=list(PACKED),
+    ints = (pa.array(np.concatenate(pieces), pa.int32()), pa.array(lengths[order], pa.int32()))
+    token_lists = pa.ListArray.from_arrays(pa.array(sizes[borders], pa.int32()), ints[0])
+    length_lists, name_lists = (
+        pa.ListArray.from_arrays(pa.array(borders, pa.int32()), values)
+        for values in (ints[1], pa.array(names, pa.string()))
     )
+    columns = [
+        to_binary(token_lists), to_binary(length_lists), pa.compute.binary_join(name_lists, ID_SEPARATOR),
+        pa.array(np.array(keys, np.uint64).view(np.int64)),
+    ]  # fmt: skip
+    yield pa.RecordBatch.from_arrays(columns, names=list(PACKED))
+
+
+def unpacked(packed: pa.RecordBatch) -> dict[str, pa.Array]:
+    """PACKED -> the columns of SEQUENCES but `seq_id`."""
+    return {
+        "tokens": to_lists(packed.column("tokens")),
+        "doc_lengths": to_lists(packed.column("doc_lengths")),
+        "doc_ids": pa.compute.split_pattern(packed.column("doc_ids"), ID_SEPARATOR),
+    }
 
 
 def _write_sequences(job: Job, packed: DataFrame, size_bytes: int, spec: TokenizeSpec) -> int:
@@ -206,8 +218,8 @@ def _write_sequences(job: Job, packed: DataFrame, size_bytes: int, spec: Tokeniz
                 first = offsets[batch.column("part")[0].as_py()] + done
                 numbers = pa.array(np.arange(first, first + batch.num_rows), pa.int64())
                 done += batch.num_rows
-                columns = [numbers if name == "seq_id" else batch.column(name) for name in SEQUENCES]
-                yield pa.RecordBatch.from_arrays(columns, names=list(SEQUENCES))
+                columns = {"seq_id": numbers} | unpacked(batch)
+                yield pa.RecordBatch.from_arrays([columns[name] for name in SEQUENCES], names=list(SEQUENCES))
 
     ordered = placed.repartitionById(parts, F.col("part")).sortWithinPartitions("order_key", "doc_ids")
     tables.save(ordered.mapInArrow(number_rows, ddl(SEQUENCES)), job.out / "data", spec.format)

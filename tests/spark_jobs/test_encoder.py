@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from spark_jobs import packing
 from spark_jobs.encoder import TROUBLE, Encoder, agrees, text_of
-from spark_jobs.tokenization import _piece_ends, end_rank, pack_table
+from spark_jobs.int_columns import to_binary
+from spark_jobs.tokenization import _piece_ends, end_rank, pack_table, unpacked
 from spark_jobs.tokenizer import BOS, EOS, PAD, import_tokenizer, train_tokenizer
 
 TEXTS = [topics[name] for name in sorted(topics)[:40]]
@@ -138,10 +139,10 @@ def test_cutting_where_no_token_ends_anything_equals_cutting_by_length() -> None
 
 def test_ids_beyond_16_bits_are_stored_as_they_are(tmp_path: Path) -> None:
     """Case A10: 70,000 would wrap to 4,464 in 16 bits."""
-    block = pa.table({"doc_id": ["a" * 32], "tokens": pa.array([[70_000, 1, 99_999]], pa.list_(pa.int32()))})
-    (batch,) = pack_table(block, 8, 0)
-    parquet.write_table(pa.Table.from_batches([batch]), tmp_path / "t.parquet")
-    orc.write_table(pa.Table.from_batches([batch]), str(tmp_path / "t.orc"))
+    tokens = to_binary(pa.array([[70_000, 1, 99_999]], pa.list_(pa.int32())))
+    (batch,) = pack_table(pa.table({"doc_id": ["a" * 32], "tokens": tokens}), 8, 0)
+    parquet.write_table(pa.table(unpacked(batch)), tmp_path / "t.parquet")
+    orc.write_table(pa.table(unpacked(batch)), str(tmp_path / "t.orc"))
     for table in (parquet.read_table(tmp_path / "t.parquet"), orc.read_table(tmp_path / "t.orc")):
         assert table.column("tokens").to_pylist() == [[70_000, 1, 99_999]]
 
@@ -149,12 +150,13 @@ def test_ids_beyond_16_bits_are_stored_as_they_are(tmp_path: Path) -> None:
 def test_order_of_sequences_is_shuffled_over_all_documents() -> None:
     """Case C15: 100 documents of one sequence each; the order differs from the documents' and nothing is lost."""
     names = [f"{n:032x}" for n in range(100)]
-    block = pa.table({"doc_id": names, "tokens": pa.array([[n] * 8 for n in range(100)], pa.list_(pa.int32()))})
+    tokens = to_binary(pa.array([[n] * 8 for n in range(100)], pa.list_(pa.int32())))
+    block = pa.table({"doc_id": names, "tokens": tokens})
     orders = []
     for seed in (1, 1, 2):
         (batch,) = pack_table(block, 8, seed)
         rows = sorted(batch.to_pylist(), key=lambda row: row["order_key"])
-        orders.append([row["doc_ids"][0] for row in rows])
+        orders.append([row["doc_ids"] for row in rows])
         assert sorted(orders[-1]) == names
     assert orders[0] == orders[1]
     assert orders[0] != names

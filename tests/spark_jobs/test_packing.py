@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spark_jobs.int_columns import to_binary
 from spark_jobs.packing import best_fit, cut
-from spark_jobs.tokenization import pack_table
+from spark_jobs.tokenization import pack_table, unpacked
 
 
 def best_fit_by_search(lengths: list[int], seq_len: int) -> list[int]:
@@ -54,10 +55,11 @@ def test_best_fit_equals_the_definition(lengths: list[int], seq_len: int) -> Non
 def test_pack_table_loses_and_invents_no_token(lengths: list[int], seq_len: int, seed: int) -> None:
     starts = np.concatenate(([0], np.cumsum(lengths)))
     documents = {f"{d:032x}": list(range(starts[d], starts[d + 1])) for d in range(len(lengths))}
-    block = pa.table({"doc_id": list(documents), "tokens": pa.array(list(documents.values()), pa.list_(pa.int32()))})
+    tokens = to_binary(pa.array(list(documents.values()), pa.list_(pa.int32())))
+    block = pa.table({"doc_id": list(documents), "tokens": tokens})
     found: dict[str, list[int]] = {doc_id: [] for doc_id in documents}
     (batch,) = pack_table(block, seq_len, seed)
-    for row in batch.to_pylist():
+    for row in pa.table(unpacked(batch)).to_pylist():
         assert sum(row["doc_lengths"]) == len(row["tokens"]) <= seq_len
         begin = 0
         for doc_id, length in zip(row["doc_ids"], row["doc_lengths"], strict=True):
