@@ -73,13 +73,3 @@ def test_rollback_keeps_what_was_learnt_about_rows_and_forgets_the_losses_since(
     assert (back.losses, back.in_a_row, back.num_rollbacks) == ((1.0,) * 3, 0, 1)
     assert back.jumped == ((12, 24),)
     assert [i.action for i in back.incidents] == ["skip", "rollback"]
-
-
-def test_checkpoint_is_clean_if_nothing_was_jumped_since_the_one_before() -> None:
-    skip = Incident(step=6, action="skip", reason="loss 9", rows=(20, 24), to_step=5)
-    state = SpikeState().skipped(skip)
-    assert not state.is_clean_since(6)
-    accepted = state.accepted(1.0, 1.0, SPEC)
-    assert not accepted.is_clean_since(4)
-    assert not accepted.is_clean_since(5)
-    assert accepted.is_clean_since(6)

@@ -41,7 +41,8 @@ SPEC: dict[str, Any] = {
     "checkpoint_every": 4,
     "optimizer": {"learning_rate": 1e-2},
 }
-DETECTOR = {"enabled": True, "window": 4, "active_after": 4, "sigma": 2.0}
+DETECTOR = {"enabled": True, "window": 8, "active_after": 8, "sigma": 4.5}
+LEARNS_FAST = {"num_steps": 20, "optimizer": {"learning_rate": 3e-2}}  # so that noise stands out by step 15
 
 
 class Stream(Sequences):
@@ -129,41 +130,47 @@ def train(world, run_ranks, tmp_path: Path) -> Any:
 
 
 def test_spike_is_skipped_and_the_weights_are_those_of_a_run_that_never_saw_its_rows(train) -> None:
-    facts, out = train("spike", {"spikes": DETECTOR}, bad=((28, 32),))
-    assert facts["jumped"] == [[28, 32]]
+    facts, out = train("spike", LEARNS_FAST | {"spikes": DETECTOR}, bad=((56, 60),))
+    assert facts["jumped"] == [[56, 60]]
     (incident,) = [json.loads(line) for line in (out / "data" / "incidents.jsonl").read_text().splitlines()]
-    assert (incident["step"], incident["action"], incident["rows"]) == (8, "skip", [28, 32])
-    assert "2 sigma over the last 4 steps" in incident["reason"]
-    _, clean = train("clean", {}, gone=((28, 32),))
+    assert (incident["step"], incident["action"], incident["rows"]) == (15, "skip", [56, 60])
+    assert "4.5 sigma over the last 8 steps" in incident["reason"]
+    _, clean = train("clean", LEARNS_FAST, gone=((56, 60),))
     assert_same(weights(out), weights(clean))
     assert [line["loss"] for line in curve(out)] == [line["loss"] for line in curve(clean)]
 
 
 def test_spike_that_lasts_sends_training_back_and_its_rows_are_jumped_over(train) -> None:
-    """Steps 7 to 9 are noise; one skip is allowed, so the second spike goes back to step 4 and jumps to row 32."""
-    fields = {"spikes": DETECTOR | {"max_skips": 1}}
-    facts, out = train("spike", fields, bad=((24, 36),))
+    """Steps 15 and 16 are noise; one skip is allowed, so the second spike goes back to step 12 and jumps to row 64."""
+    facts, out = train("spike", LEARNS_FAST | {"spikes": DETECTOR | {"max_skips": 1}}, bad=((56, 64),))
     incidents = [json.loads(line) for line in (out / "data" / "incidents.jsonl").read_text().splitlines()]
-    assert [(i["action"], i["rows"], i["to_step"]) for i in incidents[:2]] == [
-        ("skip", [24, 28], 6),
-        ("rollback", [16, 32], 4),
+    assert [(i["action"], i["rows"], i["to_step"]) for i in incidents] == [
+        ("skip", [56, 60], 14),
+        ("rollback", [48, 64], 12),
     ]
-    assert facts["jumped"][0][0] == 16
-    assert facts["num_steps"] == 12
-    _, clean = train("clean", {}, gone=tuple(tuple(w) for w in facts["jumped"]))
+    assert (facts["jumped"], facts["num_steps"], facts["num_sequences"]) == ([[48, 64]], 20, 80)
+    _, clean = train("clean", LEARNS_FAST, gone=((48, 64),))
     assert_same(weights(out), weights(clean))
-    assert [line["step"] for line in curve(out)] == list(range(1, 13))
+    assert [line["step"] for line in curve(out)] == list(range(1, 21))
     events = [json.loads(line) for line in (out / "scratch" / "events.jsonl").read_text().splitlines()]
-    assert [e["incident"]["action"] for e in events if "incident" in e] == [i["action"] for i in incidents]
+    assert [e["incident"]["action"] for e in events if "incident" in e] == ["skip", "rollback"]
+
+
+def test_checkpoint_is_clean_unless_something_was_jumped_since_the_one_before(train) -> None:
+    """Noise in steps 14 and 17: checkpoints 16 and 20 are not to go back to, 12 is, and stays though two are newer."""
+    _, out = train("spikes", LEARNS_FAST | {"spikes": DETECTOR}, bad=((52, 56), (68, 72)))
+    folder = out / "scratch" / "checkpoints"
+    clean = {step: checkpointing.facts_of(folder, step)["clean"] for step in checkpointing.complete_steps(folder)}
+    assert clean == {12: True, 16: False, 20: False}
 
 
 def test_run_resumed_after_a_rollback_decides_as_it_did(train) -> None:
-    fields = {"spikes": DETECTOR | {"max_skips": 1}}
-    _, out = train("spike", fields, bad=((24, 36),))
+    fields = LEARNS_FAST | {"spikes": DETECTOR | {"max_skips": 1}}
+    _, out = train("spike", fields, bad=((56, 64),))
     found, incidents = weights(out), (out / "data" / "incidents.jsonl").read_bytes()
     folder = out / "scratch" / "checkpoints"
     shutil.rmtree(folder / f"step-{checkpointing.complete_steps(folder)[-1]:08d}")
-    train("spike", fields, bad=((24, 36),))
+    train("spike", fields, bad=((56, 64),))
     assert_same(weights(out), found)
     assert (out / "data" / "incidents.jsonl").read_bytes() == incidents
 
@@ -182,8 +189,11 @@ def test_steps_that_are_never_finite_end_training(train) -> None:
 
 
 def test_rollbacks_are_capped(train) -> None:
-    with pytest.raises(Exception, match=r"after 1 steps skipped and 0 rollbacks; nothing was published"):
-        train("spike", {"spikes": DETECTOR | {"max_skips": 1, "max_rollbacks": 0}}, bad=((24, 100),))
+    fields = LEARNS_FAST | {"spikes": DETECTOR | {"max_skips": 1, "max_rollbacks": 0}}
+    with pytest.raises(
+        Exception, match=r"step 15 of 20: .* .* after 1 steps skipped and 0 rollbacks; nothing was published"
+    ):
+        train("spike", fields, bad=((56, 100),))
 
 
 def test_average_is_saved_exported_by_choice_and_the_same_after_a_resume(train) -> None:

@@ -54,10 +54,6 @@ class SpikeState(Frozen):
         update = {"num_rollbacks": before.num_rollbacks + 1, "jumped": joined(before.jumped, incident.rows)}
         return self.model_copy(update=update | {"in_a_row": 0, "incidents": (*before.incidents, incident)})
 
-    def is_clean_since(self, step: int) -> bool:
-        """Whether nothing was jumped over after optimizer step `step`."""
-        return self.in_a_row == 0 and not any(i.to_step >= step for i in self.incidents)
-
 
 def trouble_of(loss: float, norm: float, state: SpikeState, spec: SpikeSpec) -> str:
     """Why a step must not be applied; "" if it may.

@@ -151,7 +151,7 @@ class Training:
         saved = checkpointing.load_newest(self.folder, self.tensors, plan.identity, self.ranks)
         if saved:
             self.state = RunState.model_validate(checkpointing.facts_of(self.folder, saved)["run"])
-        self.last_saved = saved
+        self.incidents_saved = len(self.state.spikes.incidents)
         self.progress: Progress | None = None
         if self.ranks.is_first:
             cost = Cost.of(flops_per_token, self.ranks.device, self.ranks.world_size) if flops_per_token else None
@@ -266,7 +266,7 @@ class Training:
         )
         spikes = saved.spikes.rolled_back(state.spikes, incident)
         self.state = saved.model_copy(update={"spikes": spikes, "scale": state.scale})
-        self.last_saved = clean
+        self.incidents_saved = len(spikes.incidents)
         if self.progress is not None:
             self.progress = self.progress.reopened(clean)
         return incident
@@ -280,13 +280,13 @@ class Training:
         )
 
     def _save(self) -> None:
-        clean = self.state.spikes.is_clean_since(self.last_saved)
+        clean = len(self.state.spikes.incidents) == self.incidents_saved  # none since the checkpoint before
         facts = {"identity": self.plan.identity, "run": self.state.model_dump(mode="json"), "clean": clean}
         durable = self.progress.make_durable if self.progress is not None else _nothing
         checkpointing.save_step(
             self.folder, self.state.step, self.tensors, facts, self.ranks, self.spec.keep_checkpoints, durable
         )
-        self.last_saved = self.state.step
+        self.incidents_saved = len(self.state.spikes.incidents)
 
     def publish(self) -> dict[str, Any]:
         """Write the final files; facts for the handle on rank 0, {} elsewhere."""
