@@ -315,7 +315,7 @@ class Training:
 def seed_dropout(seed: int, mesh: Mesh) -> None:
     """Other units are dropped on ranks with other rows or blocks, the same on ranks that share matrices."""
     at = mesh.at
-    torch.manual_seed(((seed * 4096 + at.batch) * 4096 + at.cp) * 4096 + at.pp)
+    torch.manual_seed((((seed * 4096 + at.batch) * 4096 + at.cp) * 4096 + at.pp) % 2**63)
 
 
 def _nothing() -> None:
