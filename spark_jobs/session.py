@@ -93,7 +93,8 @@ def _prepare_environment(extra_java_options: list[str]) -> None:
     options = ["-Xshare:auto", "-Xlog:cds=off", *extra_java_options]
     if _master().startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        options.append("-XX:TieredStopAtLevel=1")  # small jobs end before the second compiler pays
+        # small jobs end before the second compiler pays; on few cores the parallel collector takes less of them than G1
+        options.append("-XX:TieredStopAtLevel=1 -XX:+UseParallelGC")
     archive = os.environ.get("NIGHTMILL_SPARK_CDS", "")
     if archive and Path(archive).is_file():
         options.append(f"-XX:SharedArchiveFile={archive}")
