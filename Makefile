@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export NIGHTMILL_HOME ?= $(CURDIR)/var
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check bench parity up down clean
@@ -27,7 +28,7 @@ demo: $(STAMP)  ## the whole nightly on the documentation this installation carr
 	@$(BIN)/nightmill run demo --json
 
 test: $(STAMP)  ## all tests (what .ci/run calls)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 25
 
 check: $(STAMP)  ## format, lint, types, import direction, spelling
 	$(BIN)/ruff format --check .

@@ -186,7 +186,11 @@ def measure(folder: Path, corpus: Path, warm: Path, tokenizer: Path, cores: int)
     # The kernel keeps all of it, JVM and Python, on `cores` cores: local[1] alone would still use a second one.
     allowed = sorted(os.sched_getaffinity(0))[:cores]
     child = subprocess.Popen(
-        argv, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, allowed)
+        argv,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, allowed),  # noqa: PLW1509  no threads here yet
     )
     process = psutil.Process(child.pid)
     with Meter(lambda: [process, *process.children(recursive=True)] if process.is_running() else []) as meter:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pandas as pd  # noqa: TC002  MLflow reads the annotation of `predict` at run time, and warns if it cannot
+import pandas as pd  # at run time: MLflow reads the annotation of `predict`, and warns if it cannot
 
 
 class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]

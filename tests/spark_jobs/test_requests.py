@@ -14,7 +14,9 @@ FULL_DISKS = {
     "the system's error": OSError(errno.ENOSPC, "No space left on device", "/disk/part-0"),
     "a quota": OSError(errno.EDQUOT, "Disk quota exceeded", "/disk/part-0"),
     "words quoted by Java": RuntimeError("java.io.IOException: No space left on device"),
-    "a short write seen by torch": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+    "a short write seen by torch": RuntimeError(
+        "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
+    ),
     "a failed write seen by torch": RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
 }
 
@@ -28,20 +30,15 @@ def test_full_disk_is_named_whoever_noticed_it(error: Exception) -> None:
 
 
 def test_full_disk_behind_another_error_is_named() -> None:
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as full:
-            raise RuntimeError("could not write the shard") from full
-    except RuntimeError as error:
-        assert failure_of(error).error == "DiskFull"
+    error = RuntimeError("could not write the shard")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert failure_of(error).error == "DiskFull"
 
 
 def test_other_errors_keep_their_class_and_place(tmp_path: Path) -> None:
-    try:
+    with pytest.raises(FileNotFoundError) as caught:
         (tmp_path / "missing").read_text()
-    except OSError as error:
-        failure = failure_of(error)
+    failure = failure_of(caught.value)
     assert failure.error == "FileNotFoundError"
     assert "missing" in failure.message
     assert "read_text" in failure.traceback
