@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from spark_jobs.requests import ANSWER_FD, send
@@ -116,8 +117,8 @@ class Progress:
         if self.cost is not None:
             event |= self.cost.facts(event["tokens_per_s"])
         self._tell(event)
-        for name in event.keys() - NOT_DRAWN:
-            self.board.add_scalar(f"train/{name}", event[name], step)
+        drawn = [Summary.Value(tag=f"train/{k}", simple_value=v) for k, v in event.items() if k not in NOT_DRAWN]
+        self.board.file_writer.add_summary(Summary(value=drawn), step)  # one event a step, not one a number
 
     def incident(self, facts: dict[str, Any]) -> None:
         """Tell of a step that was not applied, or of training that went back."""

@@ -8,9 +8,10 @@ Shapes: B sequences, T tokens.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from training.pretrain.sequence_order import RowFacts, RowGroup, order_of
 
 COLUMNS = ["tokens", "doc_lengths"]
 NO_FACTS = RowFacts()
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 CACHED_GROUPS = 4  # of one night's row group and the replayed nights' it is mixed with
 
 
@@ -101,6 +104,35 @@ class Sequences:
         for first in range(0, len(positions), micro_batch):
             rows = [self.read(self.row_at(p)) for p in positions[first : first + micro_batch]]
             yield make_batch(rows, self.seq_len, self.pad_id)
+
+
+class Prefetcher(Generic[K, V]):
+    """Answers `make(key)`, one answer made ahead by a thread while the caller works on the one before.
+
+    What comes next stays the caller's decision: an answer made ahead is used only for the key that it was made for, and
+    thrown away, with its error if it had one, where another is asked for. `make` runs in the one thread alone.
+    """
+
+    def __init__(self, make: Callable[[K], V]) -> None:
+        self.make = make
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self.ahead: tuple[K, Future[V]] | None = None
+
+    def take(self, key: K) -> V:
+        """Raises: what `make(key)` raises."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] == key:
+            return ahead[1].result()
+        if ahead is not None:
+            ahead[1].cancel()
+        return self.thread.submit(self.make, key).result()
+
+    def expect(self, key: K) -> None:
+        """Begin with what will probably be asked for next."""
+        self.ahead = (key, self.thread.submit(self.make, key))
+
+    def close(self) -> None:
+        self.thread.shutdown(cancel_futures=True)
 
 
 def _read_group(group: RowGroup) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ from training.pretrain.parallel import ParallelModel, WholeModel
 from training.pretrain.progress import Cost, Progress, StepFacts
 from training.pretrain.run_state import RunState
 from training.pretrain.spikes import Incident, SpikeState, Window, position_of, trouble_of
-from training.pretrain.token_shards import Batch, Sequences
+from training.pretrain.token_shards import Batch, Prefetcher, Sequences
 from training.specs import SpikeSpec, TrainSpec
 
 Judge = Callable[[float, float], str]
@@ -152,6 +152,7 @@ class Training:
         if saved:
             self.state = RunState.model_validate(checkpointing.facts_of(self.folder, saved)["run"])
         self.incidents_saved = len(self.state.spikes.incidents)
+        self.inputs = Prefetcher(self._inputs_at)
         self.progress: Progress | None = None
         if self.ranks.is_first:
             cost = Cost.of(flops_per_token, self.ranks.device, self.ranks.world_size) if flops_per_token else None
@@ -166,8 +167,11 @@ class Training:
         state, spec = self.state, self.spec
         count = min(spec.sequences_per_step * state.noise.ratio, self.num_sequences - state.drawn)
         loading = time.monotonic()
-        parts = self._parts(count)
+        parts = self.inputs.take(self._positions(state.drawn, count))
         loading = time.monotonic() - loading
+        left = self.num_sequences - state.drawn - count
+        if left:
+            self.inputs.expect(self._positions(state.drawn + count, min(count, left)))
         rate = self.plan.peak_rate * rate_factor(
             state.drawn / spec.sequences_per_step, self.plan.num_steps, spec.schedule
         )
@@ -184,11 +188,13 @@ class Training:
         else:
             self._avoid(facts, count)
 
-    def _parts(self, count: int) -> list[Inputs]:
-        """This rank's micro-batches of the next `count` sequences that are trained on."""
-        jumped = self.state.spikes.jumped
+    def _positions(self, drawn: int, count: int) -> tuple[int, ...]:
+        """Where in the stream this rank's share lies of the `count` sequences trained on after the first `drawn`."""
         part = rank_positions(0, count, self.degrees, self.ranks.rank)
-        positions = [position_of(self.state.drawn + index, jumped) for index in part]
+        return tuple(position_of(drawn + index, self.state.spikes.jumped) for index in part)
+
+    def _inputs_at(self, positions: tuple[int, ...]) -> list[Inputs]:
+        """Micro-batches of the sequences at `positions`."""
         size = micro_batch_size(self.spec, self.degrees)
         batches = self.material.sequences.micro_batches(positions, size)
         return [
@@ -291,6 +297,7 @@ class Training:
     def publish(self) -> dict[str, Any]:
         """Write the final files; facts for the handle on rank 0, {} elsewhere."""
         data, state = self.out / "data", self.state
+        self.inputs.close()
         checkpointing.save_final(data, self.tensors, self.model.mesh)
         if self.progress is None:
             return {}
