@@ -50,10 +50,15 @@ def _keep_curves(step: Step[H], workspace: Workspace, attempt: Path) -> None:
     """Move TensorBoard's files out of the scratch folder: they hold times, so they cannot be part of the output."""
     written = attempt / SCRATCH / "tensorboard"
     if written.is_dir():
-        kept = workspace.root / "logs" / step.night / "tensorboard" / attempt.name
+        kept = curves_folder(workspace.root, step.night, attempt.name)
         shutil.rmtree(kept, ignore_errors=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(written, kept)
+
+
+def curves_folder(root: Path, night: str, output: str) -> Path:
+    """Where TensorBoard finds curves and traces of the step whose output folder is called `output`."""
+    return root / "logs" / night / "tensorboard" / output
 
 
 def _describe(step: Step[H], attempt: Path, outcome: Outcome) -> H:

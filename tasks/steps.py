@@ -55,11 +55,12 @@ class Step(Generic[H]):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result, as it also stands in the manifest."""
+        """Everything that decides the result, as it also stands in the manifest; fields that a spec calls `unkeyed` do not."""
+        unkeyed: frozenset[str] = getattr(type(self.spec), "unkeyed", frozenset())
         return {
             "step": self.name,
             "night": self.night if self.dated else "",
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": self.spec.model_dump(mode="json", exclude=set(unkeyed)),
             "parents": {p.role: p.digest for p in self.parents},
             "code": code_digests(self.entry),
             "libraries": library_versions(self.libraries),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from spark_jobs.manifests import MANIFEST, CheckReport, Handle
+from tasks.publishing import curves_folder
 from tasks.server_databases import prepare_database
 from tasks.servers import servers_folder, tracking_uri
 from tasks.tracking import Status, Tracking
@@ -120,6 +121,9 @@ class TrackingObserver:
             self._tracking.send({"do": "metrics", "key": self._night, "values": headline})
         if result.state == "ran":
             self._tracking.send({"do": "artifacts", "key": key, "path": str(Path(handle.uri) / MANIFEST)})
+            traces = curves_folder(handle.workspace, step.night, Path(handle.uri).name) / "profile"
+            if traces.is_dir():
+                self._tracking.send({"do": "artifacts", "key": key, "path": str(traces), "to": "profile"})
             if isinstance(handle, CheckReport | Verdict | Release):
                 self._tracking.send({"do": "artifacts", "key": key, "path": handle.folder(), "to": "output"})
             if isinstance(handle, CheckReport):

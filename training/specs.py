@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from spark_jobs.manifests import Frozen
-from training.parallel_spec import ParallelSpec
+from training.parallel_spec import Degrees, ParallelSpec
 
 
 class ModelSpec(Frozen):
@@ -149,7 +149,33 @@ class EarlyStopSpec(Frozen):
     num_sequences: int = Field(16, ge=1, description="Held-out sequences scored at a look.")
 
 
+class LocalSpec(Frozen):
+    """Replicas that train on their own and meet every few steps. Each is a whole model on one rank (dp_replicate)."""
+
+    every: int = Field(50, ge=1, description="Steps that a replica takes on its own between two outer steps.")
+    outer: Literal["average", "nesterov"] = Field(
+        "average",
+        description="average: the mean of the replicas (local SGD). nesterov: a step with momentum towards it (DiLoCo, "
+        "arXiv:2311.08105).",
+    )
+    outer_rate: float = Field(0.7, gt=0, description="Rate of the outer step, of nesterov. DiLoCo's.")
+    outer_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the outer steps, of nesterov. DiLoCo's.")
+    weight_by: Literal["tokens", "equal"] = Field(
+        "tokens",
+        description="Weight of a replica in the mean: its targets since the last outer step, or the same for all.",
+    )
+
+
+class ProfileSpec(Frozen):
+    """A trace of some steps, of every rank. It changes no number and is no part of the step's key."""
+
+    first_step: int = Field(10, ge=1, description="First optimizer step in the trace, counted from 1.")
+    num_steps: int = Field(3, ge=1, le=100, description="Optimizer steps in the trace.")
+
+
 class TrainSpec(Frozen):
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"profile"})  # fields that change no byte of what a step publishes
+
     model: ModelSpec = ModelSpec()
     objective: Literal["causal_lm", "masked_lm", "seq2seq_lm"] = Field(
         "causal_lm",
@@ -175,6 +201,8 @@ class TrainSpec(Frozen):
         2, ge=1, le=4096, description="Processes that train; identity, because sums are ordered by rank."
     )
     parallel: ParallelSpec = ParallelSpec()
+    local: LocalSpec | None = Field(None, description="Train replicas that meet every few steps; none: every step.")
+    profile: ProfileSpec | None = Field(None, description="Record where time goes in a few steps; none: no trace.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Of weights in forward and backward; masters are fp32. fp16 scales the loss."
     )
@@ -200,6 +228,7 @@ class TrainSpec(Frozen):
         self._check_llama_only()
         self._check_whole_models_only()
         self._check_adaptive_batch(rows)
+        self._check_local(degrees)
         return self
 
     def _check_llama_only(self) -> None:
@@ -231,6 +260,31 @@ class TrainSpec(Frozen):
             raise ValueError(
                 f"{asked[0]} does not go with parallel.tp {parallel.tp}, pp {parallel.pp}: drop one of them"
             )
+
+    def _check_local(self, degrees: Degrees) -> None:
+        """Replicas that train on their own: what needs one model all the time is refused."""
+        if self.local is None:
+            return
+        cut = [name for name in ("pp", "cp", "tp", "dp_shard") if getattr(degrees, name) > 1]
+        if cut or self.parallel.strategy == "ddp":
+            what = f"parallel.{cut[0]} {getattr(degrees, cut[0])}" if cut else "parallel.strategy ddp"
+            raise ValueError(
+                f"{what} does not go with train.local: each replica is a whole model on one rank; "
+                f"set parallel.dp_replicate to {self.ranks}, strategy to fsdp, and cp, tp and pp to 1"
+            )
+        refused = {"ema.decay": self.ema.decay, "adaptive_batch.measure_every": self.adaptive_batch.measure_every}
+        for name, value in refused.items():
+            if value:
+                raise ValueError(f"{name} {value:g} does not go with train.local: replicas differ; set it to 0")
+        looks = self.early_stop.patience or self.early_stop.watch == "heldout"
+        wanted = {"checkpoint_every": self.checkpoint_every} | (
+            {"early_stop.every": self.early_stop.every} if looks else {}
+        )
+        for name, value in wanted.items():
+            if value % self.local.every:
+                raise ValueError(
+                    f"{name} {value} is not a multiple of local.every {self.local.every}: only then are replicas one model"
+                )
 
     def _check_adaptive_batch(self, rows: int) -> None:
         """`rows`: of one rank in a step."""

@@ -32,11 +32,13 @@ from training.manifests import ModelFolder
 from training.pretrain.chunked_loss import install_loss_head
 from training.pretrain.flops import model_flops_per_token
 from training.pretrain.heldout import heldout_batches, heldout_rows
+from training.pretrain.local_training import ReplicaMesh
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, join_ranks, make_mesh
 from training.pretrain.model import check_architecture, load_weights, model_config, model_kind, new_model
 from training.pretrain.objectives import Examples
 from training.pretrain.parallel import parallelize
+from training.pretrain.profiling import record_collectives
 from training.pretrain.progress import relayed_events
 from training.pretrain.sequence_order import corpus_row_groups, row_facts
 from training.pretrain.token_shards import Batch, Sequences
@@ -161,6 +163,8 @@ def run_rank(request_json: str, launcher: int, first_failure: str) -> dict[str, 
 def _run_rank(request_json: str) -> dict[str, Any]:
     request = Request.model_validate_json(request_json)
     spec = TrainSpec.model_validate(request.spec)
+    if torch.cuda.is_available():
+        record_collectives(Path(request.out) / "scratch" / "flight-recorder")
     ranks = join_ranks(spec.parallel.offload)
     try:
         outcome = _train(request, spec, ranks)
@@ -199,7 +203,8 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
     flops = model_flops_per_token(model, corpus.seq_len)
     head = install_loss_head(model, spec.loss) if spec.loss.chunk_tokens else None
     loss = functools.partial(sum_cross_entropy, spec=spec.loss)
-    shared = parallelize(model, mesh, spec.parallel, spec.precision, loss, head)
+    placed = mesh if spec.local is None else ReplicaMesh.of(mesh)
+    shared = parallelize(model, placed, spec.parallel, spec.precision, loss, head)
     material = Material(sequences, Examples(spec, mesh, tokenizer), heldout)
     facts = train_rank(shared, material, spec, plan, out, flops)
     fields = facts | {
@@ -212,7 +217,8 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
 
 def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None) -> str:
     """What a checkpoint may be resumed under: everything but the number of ranks and how they share the work."""
-    spec = {k: v for k, v in request.spec.items() if k not in ("ranks", "parallel")}
+    free = {"ranks", "parallel", "profile"} - ({"ranks"} if request.spec.get("local") else set())  # replicas differ
+    spec = {k: v for k, v in request.spec.items() if k not in free}
     text = json.dumps([spec, corpus.digest, champion.digest if champion else ""], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

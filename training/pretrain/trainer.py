@@ -22,6 +22,7 @@ from spark_jobs.errors import TrainingError
 from training.parallel_spec import Degrees
 from training.pretrain import checkpointing
 from training.pretrain.ema import Average
+from training.pretrain.local_training import LocalTraining
 from training.pretrain.loss import count_targets, from_first_rank
 from training.pretrain.loss_scale import first_scale
 from training.pretrain.lr_schedule import rate_factor
@@ -29,6 +30,7 @@ from training.pretrain.mesh import Mesh
 from training.pretrain.objectives import Examples, Inputs
 from training.pretrain.optimizer import clip_gradients, make_optimizer, scale_gradients, set_rate
 from training.pretrain.parallel import ParallelModel, WholeModel
+from training.pretrain.profiling import StepProfiler
 from training.pretrain.progress import Cost, Progress, StepFacts
 from training.pretrain.run_state import RunState
 from training.pretrain.spikes import Incident, SpikeState, Window, position_of, trouble_of
@@ -126,8 +128,11 @@ def train_rank(
     there were any, incidents.jsonl. Returns facts for the handle.
     """
     training = Training(model, material, spec, plan, out, flops_per_token)
+    profiler = StepProfiler(spec.profile, out / "scratch", model.mesh.ranks)
     while not training.is_over:
+        profiler.before_step(training.state.step + 1)
         training.advance()
+    profiler.close()
     return training.publish()
 
 
@@ -141,7 +146,8 @@ class Training:
         self.ranks, self.degrees = model.mesh.ranks, model.mesh.degrees
         self.num_sequences = plan.num_steps * spec.sequences_per_step
         self.optimizer = make_optimizer(model.module, spec.optimizer)
-        self.tensors = checkpointing.train_state(model.module, self.optimizer)
+        self.local = LocalTraining(model, self.optimizer, spec.local) if spec.local is not None else None
+        self.tensors = self.local.state() if self.local else checkpointing.train_state(model.module, self.optimizer)
         self.average = Average(model.module, spec.ema.decay) if spec.ema.decay else None
         if self.average is not None:
             self.tensors |= self.average.state()
@@ -176,7 +182,8 @@ class Training:
             state.drawn / spec.sequences_per_step, self.plan.num_steps, spec.schedule
         )
         every = spec.adaptive_batch.measure_every
-        facts = train_step(
+        take_step = self.local.step if self.local is not None else train_step
+        facts = take_step(
             self.model, self.optimizer, parts, rate, spec.optimizer.clip_norm,
             lambda loss, norm: trouble_of(loss, norm, state.spikes, spec.spikes), state.scale.scale,
             measure_noise=bool(every) and state.step % every == 0 and len(parts) > 1,
@@ -204,6 +211,8 @@ class Training:
     def _accept(self, facts: StepFacts, count: int, loading: float) -> None:
         """The step was applied: count it, look at what is due, tell, save."""
         before, spec = self.state, self.spec
+        if self.local is not None:
+            self.local.after_step(before.step + 1, is_last=before.drawn + count >= self.num_sequences)
         step, stop, noise = before.step + 1, before.stop.after_step(facts.loss), before.noise
         if self.average is not None:
             self.average.update(self.model.module, step)
