@@ -8,10 +8,10 @@ export NIGHTMILL_HOME ?= $(CURDIR)/var
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench parity up down clean
+.PHONY: help install demo test check bench parity chaos-train up down clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## virtual environment, pinned packages, Java, start-up archives
 
@@ -28,7 +28,7 @@ demo: $(STAMP)  ## the whole nightly on the documentation this installation carr
 	@$(BIN)/nightmill run demo --json
 
 test: $(STAMP)  ## all tests (what .ci/run calls)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 25
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25
 
 check: $(STAMP)  ## format, lint, types, import direction, spelling
 	$(BIN)/ruff format --check .
@@ -42,6 +42,9 @@ bench: $(STAMP)  ## the benchmark scripts of this repository
 
 parity: $(STAMP)  ## every way to share training against one rank, in float64; writes the table in README.md
 	$(BIN)/python -m benchmarks.parity
+
+chaos-train: $(STAMP)  ## a rank of a training killed at each moment, started again; writes the table in docs/training.md
+	$(BIN)/python -m benchmarks.chaos_train
 
 up: $(STAMP)  ## Prefect UI, MLflow UI, workers, deployments
 	@$(BIN)/nightmill up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from tasks.daemons import start_all, stop_all
 from tasks.servers import Servers
+
+
+# pytest-xdist's workers have no file as main module; pyspark.sql.connect takes that for a doctest run and ends the process.
+sys.modules["__main__"].__dict__.setdefault("__file__", __file__)
 
 
 def free_port() -> int:
