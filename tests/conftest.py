@@ -12,7 +12,6 @@ import pytest
 from tasks.daemons import start_all, stop_all
 from tasks.servers import Servers
 
-
 # pytest-xdist's workers have no file as main module; pyspark.sql.connect takes that for a doctest run and ends the process.
 sys.modules["__main__"].__dict__.setdefault("__file__", __file__)
 
