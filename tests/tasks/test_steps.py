@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from tasks.publishing import publish
 from tasks.steps import Step, find, why_run
 from tasks.usage import Usage
 from tasks.workspace import Workspace
+from training.specs import TrainSpec
 
 NIGHT = "2026-11-25"
 DEFAULTS = CleanSpec()
@@ -136,6 +138,17 @@ def test_code_digest_follows_imports_of_our_packages() -> None:
     assert {"spark_jobs.specs", "spark_jobs.manifests", "spark_jobs.errors"} <= fingerprints.code_digests(
         "spark_jobs.specs"
     ).keys()
+
+
+def test_a_trace_that_is_asked_for_changes_no_key() -> None:
+    """It changes no byte either: tests/training/test_replica_jobs.py."""
+
+    def key(**fields: Any) -> str:
+        spec = TrainSpec.model_validate(fields)
+        return Step(name="train", handle=Documents, entry="spark_jobs.specs", spec=spec, night=NIGHT).key()
+
+    assert key(profile={"first_step": 2}) == key(profile={"num_steps": 1}) == key()
+    assert key(seed=1) != key()
 
 
 def test_output_whose_file_was_cut_is_made_again(engine: Engine, workspace: Workspace) -> None:

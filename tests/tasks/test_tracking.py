@@ -90,6 +90,17 @@ def test_night_with_a_step_is_a_parent_and_a_child_with_inputs_and_metrics(uri, 
     assert (tmp_path / "artifacts" / workspace.name / child.info.run_id / "artifacts/_manifest.json").is_file()
 
 
+def test_traces_of_a_step_are_logged_beside_its_manifest(uri, workspace, tmp_path):
+    """Publishing has moved them out of the attempt; TensorBoard reads the same files."""
+    traces = workspace.root / "logs" / NIGHT / "tensorboard" / "clean-0123456789abcdef" / "profile"
+    traces.mkdir(parents=True)
+    (traces / "rank-0.pt.trace.json.gz").write_bytes(b"trace")
+    track_one_step(uri, workspace, tmp_path / "artifacts")
+    run = runs_by_name(uri, workspace)["clean"].info.run_id
+    logged = tmp_path / "artifacts" / workspace.name / run / "artifacts/profile/rank-0.pt.trace.json.gz"
+    assert logged.read_bytes() == b"trace"
+
+
 def test_same_night_tracked_twice_stays_two_runs(uri, workspace, tmp_path):
     track_one_step(uri, workspace, tmp_path / "artifacts")
     first = {run.info.run_id for run in runs_by_name(uri, workspace).values()}

@@ -69,6 +69,15 @@ def test_memory_of_weights_and_optimizer_is_that_of_the_tensors(kind: str) -> No
     assert memory["optimizer"] == pytest.approx(moments, abs=0.02 * weights)
 
 
+def test_memory_of_replicas_that_train_on_their_own_is_that_of_whole_models() -> None:
+    """And the outer weights, with momentum, beside them."""
+    alone = estimate(TrainSpec(ranks=1), VOCAB, SEQ_LEN)
+    fields = {"ranks": 4, "parallel": {"dp_replicate": 4}, "local": {"outer": "nesterov"}, "micro_batch": 1}
+    memory = estimate(TrainSpec.model_validate(fields), VOCAB, SEQ_LEN)["memory"]
+    assert memory["outer weights"] == 8 * alone["parameters"]
+    assert all(memory[name] == alone["memory"][name] for name in ("weights", "gradients", "optimizer"))
+
+
 def test_chunks_take_the_logits_out_of_the_estimate() -> None:
     whole = estimate(TrainSpec(ranks=1), 50_000, SEQ_LEN)["memory"]["activations"]
     chunked = estimate(TrainSpec.model_validate({"loss": {"chunk_tokens": 64}, "ranks": 1}), 50_000, SEQ_LEN)

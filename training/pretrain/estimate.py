@@ -46,6 +46,8 @@ def estimate(spec: TrainSpec, vocab_size: int, seq_len: int, device_name: str = 
     tokens = spec.num_steps * spec.sequences_per_step * seq_len
     memory = memory_bytes(num_parameters, _memory_settings(model, spec, degrees, num_parameters))
     memory["activations"] = _activation_bytes(model, spec, degrees, tokenizer, seq_len)
+    if spec.local is not None:
+        memory["outer weights"] = 4 * num_parameters * (2 if spec.local.outer == "nesterov" else 1)
     peak = peak_flops(device_name)
     return {
         "parameters": num_parameters,
