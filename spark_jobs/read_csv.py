@@ -18,6 +18,7 @@ from spark_jobs.records import Record, Refused, field_record, new_columns, requi
 from spark_jobs.specs import SourceSpec
 
 QUOTE = b'"'
+UNDECODED = "\udcff"  # a lone surrogate: its row is a reject
 
 
 def csv_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec, max_bytes: int) -> Iterator[Record]:
@@ -88,6 +89,13 @@ def _quote_is_one_byte(encoding: str) -> bool:
     return all(len(text) == 1 and (text == '"') == (value == QUOTE[0]) for value, text in enumerate(texts))
 
 
+def _decoded(line: bytes, encoding: str) -> str:
+    try:
+        return line.decode(encoding, "surrogateescape")
+    except UnicodeDecodeError:  # ISO-2022 that ends inside a character: the handler escapes no byte below 80
+        return UNDECODED
+
+
 class _Feed:
     """Decoded lines for the csv module. `begin`: byte offset of the first line taken since it was set to None.
 
@@ -122,7 +130,7 @@ class _Feed:
         if line is None:
             self.lost = True
             return "\n"
-        return line.decode(self._encoding, "surrogateescape") + "\n"
+        return _decoded(line, self._encoding) + "\n"
 
 
 def _header(file: Path, encoding: str, delimiter: str) -> tuple[list[str], int]:

@@ -89,3 +89,14 @@ def test_lines_are_documents(tmp_path: Path) -> None:
     assert outcomes("lines", file) == ["Grüße", "Ärger über Öl"]
     file.write_bytes(b"x" * 5000 + b"\nb\n")
     assert outcomes("lines", file) == ["[too_long]", "b"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "cut"),
+    [("iso2022_jp_2", b'\x1b$B"'), ("iso2022_kr", b"\x1b$)C\x0e!"), ("hz", b"~{!"), ("shift_jis", b"\x81"), ("gb18030", b"\x81\x30")],
+)  # fmt: skip
+def test_csv_row_that_ends_inside_a_character_is_one_reject(tmp_path: Path, encoding: str, cut: bytes) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"text\nfirst\n" + cut + b"\nlast\n")
+    first, middle, last = outcomes("csv", file, encoding=encoding)
+    assert (first, middle[0], last) == ("first", "[", "last")
