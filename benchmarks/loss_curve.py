@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 56, 20, 44, 46
-SMOOTHING = 0.95  # share of the past in the running mean
+SMOOTHING = 0.9  # share of the past in the running mean
 TICKS = 6
 
 Points = Sequence[tuple[float, float]]
