@@ -196,14 +196,14 @@ def _cells(found: Difference) -> list[str]:
     return [f"{value:.0e}" for value in (found.loss, found.norm, found.weights)]
 
 
-def write_between_markers(path: Path, text: str) -> None:
+def write_between_markers(path: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
     """Raises: ValueError if the markers are not there."""
-    page = path.read_text()
-    before, _, rest = page.partition(MARKERS[0])
-    _, found, after = rest.partition(MARKERS[1])
+    page, (first, last) = path.read_text(), markers
+    before, _, rest = page.partition(first)
+    _, found, after = rest.partition(last)
     if not found:
-        raise ValueError(f"{path} has no {MARKERS[0]} ... {MARKERS[1]} to write the table between")
-    path.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}")
+        raise ValueError(f"{path} has no {first} ... {last} to write the table between")
+    path.write_text(f"{before}{first}\n{text}\n{last}{after}")
 
 
 def main() -> int:

@@ -210,6 +210,15 @@ class TrainSpec(Frozen):
         "shuffled", description="short_first: sequences of short documents before those of long ones, in eight steps."
     )
     checkpoint_every: int = Field(50, ge=1, description="Steps between two checkpoints.")
+    checkpoint_mode: Literal["blocking", "async"] = Field(
+        "blocking", description="async: copied to host memory, and written while training goes on. The same bytes."
+    )
+    max_restarts: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Times all ranks start again from the newest complete checkpoint when one was killed or failed.",
+    )
     keep_checkpoints: int = Field(2, ge=2, le=100, description="Newest complete checkpoints kept while training.")
     seed: int = Field(0, ge=0, description="Of initial weights and the order of sequences.")
 

@@ -44,3 +44,14 @@ def test_prune_keeps_the_newest_clean_one_to_go_back_to(tmp_path: Path) -> None:
         make_step(tmp_path, step, facts=json.dumps({"clean": step <= 20}))
     prune(tmp_path, keep=2)
     assert complete_steps(tmp_path) == [20, 40, 50]
+
+
+def test_checkpoint_whose_removal_was_cut_short_is_not_complete_and_goes_with_the_next(tmp_path: Path) -> None:
+    """Some of its files are gone, those that say it is complete are not; its step may be written again."""
+    for step in (10, 20, 30):
+        make_step(tmp_path, step)
+    (tmp_path / "step-00000010").rename(tmp_path / "dropped-00000010")
+    (tmp_path / "dropped-00000010" / "__0_0.distcp").unlink()
+    assert complete_steps(tmp_path) == [20, 30]
+    prune(tmp_path, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]

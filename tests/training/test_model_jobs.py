@@ -90,6 +90,39 @@ def test_train_killed_and_started_again_gives_the_same_bytes(engine, world, chec
     assert digests(out / "data") == digests(Path(checkpoint.folder()))
 
 
+def test_train_starts_its_ranks_again_after_one_was_killed(engine, world, checkpoint, tmp_path) -> None:
+    """Checkpoints are written in the background; the bytes are those of the run that nothing disturbed."""
+    out, killed = tmp_path / "train-0009", False
+    incidents = []
+    spec = TRAIN | {"max_restarts": 1, "checkpoint_mode": "async"}
+    for message in engine.start("train", spec, out, **world.inputs()):
+        event = message.get("event", {})
+        if event.get("step", 0) >= 10 and not killed:
+            (launcher,) = psutil.Process(engine.process.pid).children()
+            launcher.children()[-1].kill()
+            killed = True
+        if "incident" in event:
+            incidents.append(event["incident"])
+    assert "outcome" in message, message
+    assert [(told["action"], told["to_step"] in (4, 8)) for told in incidents] == [("restart", True)]
+    assert incidents[0]["reason"].startswith("a rank was killed; all ranks were started again")
+    assert digests(out / "data") == digests(Path(checkpoint.folder()))
+
+
+def test_train_whose_ranks_are_killed_too_often_crashes(engine, world, tmp_path) -> None:
+    pids: set[int] = set()
+    for message in engine.start("train", TRAIN | {"max_restarts": 1}, tmp_path / "train-0010", **world.inputs()):
+        if message.get("event", {}).get("step", 0) >= 2:
+            (launcher,) = psutil.Process(engine.process.pid).children()
+            victim = launcher.children()[-1]
+            if not pids or (len(pids) == 1 and victim.pid not in pids):
+                victim.kill()
+                pids.add(victim.pid)
+    assert len(pids) == 2
+    assert message["failure"]["error"] == "JobCrashed"
+    assert "SIGKILL" in message["failure"]["message"]
+
+
 def test_train_resumed_on_another_number_of_ranks_reads_the_same_data(engine, world, tmp_path) -> None:
     out = tmp_path / "train-0003"
     *_, first = engine.start("train", TRAIN, out, **world.inputs())

@@ -2,6 +2,7 @@
 
     scratch/checkpoints/step-00000050/   .metadata, __0_0.distcp ..., state.json     complete, never changed
     scratch/checkpoints/writing/         half of one, ignored and cleared
+    scratch/checkpoints/dropped-00000050/    half removed, ignored and cleared
 
 In-progress checkpoints are torch distributed checkpoints: each rank writes its shard, any number of ranks can read.
 The published one is safetensors and JSON: its bytes depend on the weights alone (a DCP `.metadata` is a pickle).
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from spark_jobs.errors import TrainingError
+from spark_jobs.errors import JobCrashed, TrainingError
 from training.pretrain.mesh import Mesh, Ranks
 from training.pretrain.optimizer import optimizer_state
 
@@ -62,19 +64,109 @@ def save_step(
 
     `before_publish` runs on rank 0 when all bytes are down: what must be durable no later than the checkpoint.
     """
-    writing, final = folder / "writing", folder / f"step-{step:08d}"
-    if ranks.is_first:
-        shutil.rmtree(writing, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    save(state | _random_state(ranks), checkpoint_id=writing)
-    dist.barrier()
-    if ranks.is_first:
-        (writing / "state.json").write_text(json.dumps(facts | {"step": step}, sort_keys=True) + "\n")
-        before_publish()
-        writing.rename(final)
-        prune(folder, keep)
-    dist.barrier()
+    saver = Saver(folder, ranks, keep)
+    saver.save(step, state, facts, before_publish)
+
+
+class Saver:
+    """Writes the checkpoints of one training, one at a time: before `save` returns, or in the background.
+
+    In the background a thread copies the tensors to host memory, writes the copies and publishes them, and ranks talk
+    to one another in a gloo group of their own. Tensors may change once `wait_for_copies` has returned.
+    Making one is a collective.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, keep: int, in_background: bool = False) -> None:
+        self.folder, self.ranks, self.keep = folder, ranks, keep
+        self.group = dist.new_group(backend="gloo") if in_background else None
+        self.job: BackgroundSave | None = None
+
+    def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], before_publish: Callable[[], None]) -> None:
+        """See `save_step`. Waits for the save before this one. A collective."""
+        self.wait()
+        state = state | _random_state(self.ranks)
+
+        def write(tensors: dict[str, Any]) -> None:
+            self._write(step, tensors, facts | {"step": step}, before_publish)
+
+        if self.group is None:
+            write(state)
+        else:
+            self.job = BackgroundSave(step, state, write)
+
+    def wait_for_copies(self) -> None:
+        """Return when tensors may be changed. Raises: JobCrashed if writing has failed by now."""
+        if self.job is not None:
+            self.job.copied.wait()
+            self.job.raise_error()
+
+    def wait(self) -> None:
+        """Return when the newest checkpoint is published. Raises: JobCrashed if it could not be written."""
+        if self.job is not None:
+            self.job.thread.join()
+            self.job.raise_error()
+            self.job = None
+
+    def _write(
+        self, step: int, tensors: dict[str, Any], facts: dict[str, Any], before_publish: Callable[[], None]
+    ) -> None:
+        writing = self.folder / "writing"
+        if self.ranks.is_first:
+            shutil.rmtree(writing, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        dist.barrier(self.group)
+        save(tensors, checkpoint_id=writing, process_group=self.group)
+        dist.barrier(self.group)
+        if self.ranks.is_first:
+            (writing / "state.json").write_text(json.dumps(facts, sort_keys=True) + "\n")
+            before_publish()
+            publish(writing, self.folder / f"step-{step:08d}")
+            prune(self.folder, self.keep)
+        dist.barrier(self.group)
+
+
+class BackgroundSave:
+    """A thread that copies `state` and gives the copies to `write`; the process can end without it."""
+
+    def __init__(self, step: int, state: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+        self.step, self.state, self.write = step, state, write
+        self.copied = threading.Event()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name=f"checkpoint-{step}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            copies = {name: host_copy(tensor) for name, tensor in self.state.items()}
+            self.copied.set()
+            self.write(copies)
+        except BaseException as error:  # noqa: BLE001 a CheckpointException is no Exception; the main thread raises it
+            self.error = error
+        finally:
+            self.copied.set()
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            words = str(self.error).strip().splitlines()
+            raise JobCrashed(
+                f"the checkpoint of step {self.step} could not be written in the background: "
+                f"{type(self.error).__name__}: {words[-1] if words else ''}; those before it are complete, run the step "
+                "again"
+            ) from self.error
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """A copy in host memory of what this rank holds of a tensor; a DTensor's knows its place in the whole."""
+    if isinstance(tensor, DTensor):
+        local = tensor.to_local().detach().to("cpu", copy=True)
+        # from_local would take it back to the device
+        return DTensor(local, tensor._spec, requires_grad=False)  # type: ignore[no-untyped-call]
+    return tensor.detach().to("cpu", copy=True)
+
+
+def publish(writing: Path, final: Path) -> None:
+    """One rename: a reader sees all of a checkpoint or nothing."""
+    writing.rename(final)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -83,7 +175,20 @@ def prune(folder: Path, keep: int) -> None:
     clean = [step for step in steps if facts_of(folder, step).get("clean")]
     for step in steps[: -max(1, keep)]:
         if step not in clean[-1:]:
-            shutil.rmtree(folder / f"step-{step:08d}")
+            _drop(folder, step)
+    _clear_dropped(folder)
+
+
+def _drop(folder: Path, step: int) -> None:
+    """Take it away by one rename: a kill while files go leaves nothing that looks complete."""
+    (folder / f"step-{step:08d}").rename(folder / f"dropped-{step:08d}")
+    _clear_dropped(folder)
+
+
+def _clear_dropped(folder: Path) -> None:
+    """What cannot be removed now is tried again at the next save."""
+    for dropped in folder.glob("dropped-*"):
+        shutil.rmtree(dropped, ignore_errors=True)
 
 
 def facts_of(folder: Path, step: int) -> dict[str, Any]:
@@ -104,7 +209,7 @@ def drop_after(folder: Path, step: int, ranks: Ranks) -> None:
     if ranks.is_first:
         for newer in complete_steps(folder):
             if newer > step:
-                shutil.rmtree(folder / f"step-{newer:08d}")
+                _drop(folder, newer)
     dist.barrier()
 
 

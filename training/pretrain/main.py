@@ -34,7 +34,7 @@ from training.pretrain.flops import model_flops_per_token
 from training.pretrain.heldout import heldout_batches, heldout_rows
 from training.pretrain.local_training import ReplicaMesh
 from training.pretrain.loss import sum_cross_entropy
-from training.pretrain.mesh import Ranks, join_ranks, make_mesh
+from training.pretrain.mesh import Ranks, join_ranks, make_mesh, num_restarts
 from training.pretrain.model import check_architecture, load_weights, model_config, model_kind, new_model
 from training.pretrain.objectives import Examples
 from training.pretrain.parallel import parallelize
@@ -66,24 +66,28 @@ def run(request: Request) -> Outcome:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # a free port on loopback
         local_addr="localhost",
-        max_restarts=0,
+        max_restarts=spec.max_restarts,
         monitor_interval=0.1,
         start_method="spawn" if on_cuda else "fork",
     )
     launch = elastic_launch(config, run_rank)
     # A spawned rank does not inherit the answer's file descriptor: its events are passed on from the file they are in.
     relay = relayed_events(Path(request.out) / "scratch" / "events.jsonl") if on_cuda else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory() as folder:
-        first_failure = Path(folder) / "failure.json"
+    with tempfile.TemporaryDirectory() as failures:
         try:
             with relay:
-                answers = launch(request.model_dump_json(), os.getpid(), str(first_failure))
+                answers = launch(request.model_dump_json(), os.getpid(), failures)
         except ChildFailedError as err:
-            raise _crash_of(err, first_failure) from err
+            raise _crash_of(err, _failure_file(failures, spec.max_restarts)) from err
     answer = answers[0]
     if "failure" in answer:
         raise error_of(Failure.model_validate(answer["failure"]))
     return Outcome.model_validate(answer["outcome"])
+
+
+def _failure_file(failures: str, restart: int) -> Path:
+    """Where the first rank to fail after `restart` restarts says why."""
+    return Path(failures) / f"{restart}.json"
 
 
 def _crash_of(error: ChildFailedError, first_failure: Path) -> NightmillError:
@@ -139,42 +143,54 @@ def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | Non
     )
 
 
-def run_rank(request_json: str, launcher: int, first_failure: str) -> dict[str, Any]:
+def run_rank(request_json: str, launcher: int, failures: str) -> dict[str, Any]:
     """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together.
 
-    An error of this rank alone is left in the file `first_failure` and ends the rank. One that only says that a peer is
-    gone waits a moment, so that the launcher sees the peer's end first and reports that; SIGTERM is the launcher itself
-    stopping this rank because a peer ended, so it is no failure of this one either.
+    An error of this rank alone is left in a file of the folder `failures` and ends the rank. One that only says that a
+    peer is gone waits a moment, so that the launcher sees the peer's end first and reports that; SIGTERM is the launcher
+    itself stopping this rank because a peer ended, so it is no failure of this one either.
     """
     die_with_parent(launcher)
+    restart = num_restarts()
     try:
-        return _run_rank(request_json)
+        return _run_rank(request_json, _why_restarted(_failure_file(failures, restart - 1)))
     except SignalException:
         raise
     except (Exception, CheckpointException) as error:  # the latter is no Exception, and is what a full disk becomes
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if _says_peer_is_gone(error) or _says_peer_is_gone(error.__cause__):
             time.sleep(PEER_GRACE_S)
         else:
-            with contextlib.suppress(FileExistsError), Path(first_failure).open("x") as file:
+            with contextlib.suppress(FileExistsError), _failure_file(failures, restart).open("x") as file:
                 file.write(failure_of(error).model_dump_json())
         raise
 
 
-def _run_rank(request_json: str) -> dict[str, Any]:
+def _says_peer_is_gone(error: BaseException | None) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _why_restarted(failure: Path) -> str:
+    """What the rank that failed last left in the file; one that was killed left nothing."""
+    if not failure.exists():
+        return "a rank was killed"
+    return f"a rank failed: {Failure.model_validate_json(failure.read_text()).message}"
+
+
+def _run_rank(request_json: str, why_restarted: str = "a rank ended") -> dict[str, Any]:
     request = Request.model_validate_json(request_json)
     spec = TrainSpec.model_validate(request.spec)
     if torch.cuda.is_available():
         record_collectives(Path(request.out) / "scratch" / "flight-recorder")
     ranks = join_ranks(spec.parallel.offload)
     try:
-        outcome = _train(request, spec, ranks)
+        outcome = _train(request, spec, ranks, why_restarted if num_restarts() else "")
     except TrainingError as error:  # a decision of all ranks, not a crash of one
         return {"failure": failure_of(error).model_dump()}
     dist.destroy_process_group()  # on success only: after a crash it would wait for peers that are gone
     return {"outcome": outcome.model_dump(mode="json")}
 
 
-def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
+def _train(request: Request, spec: TrainSpec, ranks: Ranks, why_restarted: str) -> Outcome:
     corpus, tokenizer, champion = _inputs(request)
     if ranks.world_size != spec.ranks:
         raise TrainingError(
@@ -206,7 +222,7 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
     placed = mesh if spec.local is None else ReplicaMesh.of(mesh)
     shared = parallelize(model, placed, spec.parallel, spec.precision, loss, head)
     material = Material(sequences, Examples(spec, mesh, tokenizer), heldout)
-    facts = train_rank(shared, material, spec, plan, out, flops)
+    facts = train_rank(shared, material, spec, plan, out, flops, why_restarted)
     fields = facts | {
         "model_type": config.model_type,
         "num_parameters": num_parameters,
@@ -216,8 +232,10 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks) -> Outcome:
 
 
 def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None) -> str:
-    """What a checkpoint may be resumed under: everything but the number of ranks and how they share the work."""
-    free = {"ranks", "parallel", "profile"} - ({"ranks"} if request.spec.get("local") else set())  # replicas differ
+    """What a checkpoint may be resumed under: everything but ranks, how they share the work, and how they are kept going."""
+    free = {"ranks", "parallel", "checkpoint_mode", "max_restarts", "profile"}
+    if request.spec.get("local"):
+        free.remove("ranks")  # each replica has state of its own
     spec = {k: v for k, v in request.spec.items() if k not in free}
     text = json.dumps([spec, corpus.digest, champion.digest if champion else ""], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from training.parallel_spec import Coordinate, Degrees
 from training.pretrain.loss import sum_over_ranks
@@ -37,12 +39,24 @@ def join_ranks(offload: bool = False) -> Ranks:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if offload else "nccl", device_id=device)
+        _join("cpu:gloo,cuda:nccl" if offload else "nccl", device)
     else:
         device = torch.device("cpu")
         torch.set_num_threads(num_threads(local_world))
-        dist.init_process_group("gloo")
+        _join("gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _join(backend: str, device: torch.device | None = None) -> None:
+    """Keys of its own for each start of the ranks: the launcher's store outlives them, with addresses of ranks gone."""
+    store, rank, world_size = next(rendezvous("env://"))
+    own = PrefixStore(f"start-{num_restarts()}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, device_id=device)
+
+
+def num_restarts() -> int:
+    """How often the launcher has started all ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ scratch/tensorboard/    the same for `tensorboard --logdir`
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,13 +134,13 @@ class Progress:
         self.close()
         return Progress(self.scratch, first_step, self.num_steps, self.cost)
 
-    def make_durable(self) -> None:
-        """The curve up to here reaches the disk before the checkpoint that relies on it."""
+    def flushed(self) -> Callable[[], None]:
+        """Hand the curve up to here to the system; what is returned, for any thread, waits until it is on the disk."""
         self.curve.flush()
-        os.fsync(self.curve.fileno())
+        return functools.partial(os.fsync, self.curve.fileno())
 
     def close(self) -> None:
-        self.make_durable()
+        self.flushed()()
         self.curve.close()
         self.events.close()
         self.board.close()

@@ -120,14 +120,17 @@ def train_step(
 
 
 def train_rank(
-    model: ParallelModel, material: Material, spec: TrainSpec, plan: Plan, out: Path, flops_per_token: float = 0.0
-) -> dict[str, Any]:
+    model: ParallelModel, material: Material, spec: TrainSpec, plan: Plan, out: Path, flops_per_token: float = 0.0,
+    why_restarted: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Train a model to the plan's end, resuming from the newest complete checkpoint under `out`.
 
     Writes out/data/{model,optimizer}.safetensors, ema.safetensors where there is an average, curve.jsonl and, where
-    there were any, incidents.jsonl. Returns facts for the handle.
+    there were any, incidents.jsonl. Returns facts for the handle. `why_restarted` is told where this is no first start.
     """
     training = Training(model, material, spec, plan, out, flops_per_token)
+    if why_restarted:
+        training.tell_restart(why_restarted)
     profiler = StepProfiler(spec.profile, out / "scratch", model.mesh.ranks)
     while not training.is_over:
         profiler.before_step(training.state.step + 1)
@@ -153,6 +156,9 @@ class Training:
             self.tensors |= self.average.state()
         seed_dropout(spec.seed, model.mesh)
         self.folder = out / "scratch" / "checkpoints"
+        in_background = spec.checkpoint_mode == "async"
+        self.saver = checkpointing.Saver(self.folder, self.ranks, spec.keep_checkpoints, in_background)
+        self.optimizer.register_step_pre_hook(lambda *_: self.saver.wait_for_copies())
         self.state = RunState(scale=first_scale(spec.precision))
         saved = checkpointing.load_newest(self.folder, self.tensors, plan.identity, self.ranks)
         if saved:
@@ -167,6 +173,13 @@ class Training:
     @property
     def is_over(self) -> bool:
         return self.state.drawn >= self.num_sequences or self.state.stop.is_over(self.spec.early_stop)
+
+    def tell_restart(self, reason: str) -> None:
+        """An event, not a part of the output: that is the same as without the restart."""
+        if self.progress is not None:
+            step = self.state.step
+            told = f"{reason}; all ranks were started again, from the checkpoint of step {step}"
+            self.progress.incident({"step": step, "action": "restart", "reason": told, "to_step": step})
 
     def advance(self) -> None:
         """One step: applied, tried again at a lower loss scale, or its rows avoided."""
@@ -266,6 +279,7 @@ class Training:
     def _go_back(self, facts: StepFacts, rows: Window) -> Incident:
         """Load the newest checkpoint without an incident before it, and jump over every row drawn since."""
         state, spec = self.state, self.spec.spikes
+        self.saver.wait()
         clean = 0
         if spec.enabled and state.spikes.num_rollbacks < spec.max_rollbacks:
             clean = checkpointing.newest_clean(self.folder, self.ranks)
@@ -297,14 +311,13 @@ class Training:
     def _save(self) -> None:
         clean = len(self.state.spikes.incidents) == self.incidents_saved  # none since the checkpoint before
         facts = {"identity": self.plan.identity, "run": self.state.model_dump(mode="json"), "clean": clean}
-        durable = self.progress.make_durable if self.progress is not None else _nothing
-        checkpointing.save_step(
-            self.folder, self.state.step, self.tensors, facts, self.ranks, self.spec.keep_checkpoints, durable
-        )
+        durable = self.progress.flushed() if self.progress is not None else _nothing
+        self.saver.save(self.state.step, self.tensors, facts, durable)
         self.incidents_saved = len(self.state.spikes.incidents)
 
     def publish(self) -> dict[str, Any]:
         """Write the final files; facts for the handle on rank 0, {} elsewhere."""
+        self.saver.wait()
         data, state = self.out / "data", self.state
         self.inputs.close()
         checkpointing.save_final(data, self.tensors, self.model.mesh)
