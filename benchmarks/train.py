@@ -1,6 +1,6 @@
 """Speed of training on CPU ranks: this trainer, the Trainer of transformers, and a bare loop of the same model.
 
-    python -m benchmarks.train [--ranks 2] [--repeats 5] [--steps 12] [--hidden 96 --layers 2] [--profile]
+    python -m benchmarks.train [--ranks 2] [--repeats 5] [--steps 12] [--chunk-tokens 128] [--profile]
 
 Real text of ../shared/data/text, a vocabulary trained on it, the demo's Llama shape, fp32, AdamW with clipping. All
 three see the same packed sequences (mask of documents, positions that start again) in as many processes. They take
@@ -79,6 +79,7 @@ class Setting:
     sequences: int
     hidden: int
     layers: int
+    chunk_tokens: int
     repeats: int
     steps: int
 
@@ -87,7 +88,7 @@ class Setting:
         common = {
             "model": model, "sequences_per_step": self.sequences, "micro_batch": self.sequences, "ranks": self.ranks,
             "num_steps": 10_000, "checkpoint_every": 10_000, "parallel": {"strategy": "ddp"},
-            "loss": {"chunk_tokens": 128},
+            "loss": {"chunk_tokens": self.chunk_tokens},
         }  # fmt: skip
         return TrainSpec.model_validate(common | changes)
 
@@ -425,6 +426,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8, help=f"of {SEQ_LEN} tokens in a step, over all ranks")
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--chunk-tokens", type=int, default=128, help="train.loss.chunk_tokens of the first row")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=12, help="counted in a turn")
     parser.add_argument("--profile", action="store_true", help="print a profile of the steps instead")
