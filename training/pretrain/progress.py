@@ -84,7 +84,9 @@ class Progress:
         kept = self.curve_path.read_text().splitlines(keepends=True)[:first_step] if self.curve_path.exists() else []
         if len(kept) != first_step:
             raise FileNotFoundError(f"{self.curve_path}: {len(kept)} lines, checkpoint is at step {first_step}")
-        self.curve_path.write_text("".join(kept))
+        rewritten = scratch / "curve.jsonl.new"  # a kill in between must not cost lines the checkpoint relies on
+        rewritten.write_text("".join(kept))
+        rewritten.replace(self.curve_path)
         self.num_tokens = sum(json.loads(line)["tokens"] for line in kept)
         self.curve = self.curve_path.open("a")
         self.events = (scratch / "events.jsonl").open("a", buffering=1)
