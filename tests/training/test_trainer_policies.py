@@ -19,6 +19,7 @@ from training.parallel_spec import Coordinate
 from training.pretrain import checkpointing, loss_scale, parallel
 from training.pretrain.chunked_loss import install_loss_head
 from training.pretrain.heldout import heldout_batches, heldout_rows
+from training.pretrain.local_training import ReplicaMesh
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import model_config, new_model
@@ -41,6 +42,7 @@ SPEC: dict[str, Any] = {
     "checkpoint_every": 4,
     "optimizer": {"learning_rate": 1e-2},
 }
+REPLICAS: dict[str, Any] = {"parallel": {"dp_replicate": 2}, "local": {"every": 4, "outer": "nesterov"}}
 DETECTOR = {"enabled": True, "window": 8, "active_after": 8, "sigma": 4.5}
 LEARNS_FAST = {"num_steps": 20, "optimizer": {"learning_rate": 3e-2}}  # so that noise stands out by step 15
 
@@ -86,7 +88,8 @@ def run(
     model = new_model(model_config(spec.model, world.tokenizer, world.corpus.seq_len), spec.seed, spec.objective)
     head = install_loss_head(model, spec.loss) if spec.loss.chunk_tokens else None
     loss = functools.partial(sum_cross_entropy, spec=spec.loss)
-    shared = parallelize(model, mesh, spec.parallel, spec.precision, loss, head)
+    placed = mesh if spec.local is None else ReplicaMesh.of(mesh)
+    shared = parallelize(model, placed, spec.parallel, spec.precision, loss, head)
     if poisoned_call[1] and poisoned_call[0] == ranks.rank:
         poison(shared.module, *poisoned_call[1:])
     sequences = Stream(corpus_row_groups(world.corpus), world.corpus.seq_len, 0, 0.5, spec.seed)
@@ -154,6 +157,25 @@ def test_spike_that_lasts_sends_training_back_and_its_rows_are_jumped_over(train
     assert [line["step"] for line in curve(out)] == list(range(1, 21))
     events = [json.loads(line) for line in (out / "scratch" / "events.jsonl").read_text().splitlines()]
     assert [e["incident"]["action"] for e in events if "incident" in e] == ["skip", "rollback"]
+
+
+def test_replicas_go_back_to_their_last_outer_step_together(train) -> None:
+    """Both had taken two steps on their own since; what they know of these is gone too."""
+    fields = LEARNS_FAST | REPLICAS | {"local": {"every": 4}}
+    facts, out = train("spike", fields | {"spikes": DETECTOR | {"max_skips": 1}}, bad=((56, 64),))
+    assert (facts["jumped"], facts["num_steps"], facts["num_incidents"]) == ([[48, 64]], 20, 2)
+    _, clean = train("clean", fields, gone=((48, 64),))
+    assert_same(weights(out), weights(clean))
+
+
+def test_overflow_on_one_replica_halves_the_scale_of_all(train) -> None:
+    fields = REPLICAS | {"precision": "fp16"}
+    facts, out = train("overflow", fields, poisoned_call=(1, 9, "gradient"))
+    assert (facts["num_incidents"], facts["num_steps"], facts["jumped"]) == (0, 12, [])
+    _, plain = train("plain", fields)
+    folders = [place / "scratch" / "checkpoints" for place in (out, plain)]
+    scales = [checkpointing.facts_of(folder, 12)["run"]["scale"]["scale"] for folder in folders]
+    assert scales[0] == scales[1] / 2
 
 
 def test_checkpoint_is_clean_unless_something_was_jumped_since_the_one_before(train) -> None:
