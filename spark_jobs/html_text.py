@@ -6,15 +6,14 @@ quadratic) or the whole process down. A limit of time is the one thing in ingest
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import subprocess
-import sys
 import time
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from spark_jobs import reader_process
 
 if TYPE_CHECKING:
     from spark_jobs import html_worker  # noqa: F401  a step's fingerprint follows imports, and the worker decides the text
@@ -43,7 +42,7 @@ class Extractor:
 
     def text_of(self, page: str) -> str:
         """Raises: PageTimeout, PageFailed; the next page is read by a new child then."""
-        child = self._child = self._child or self._start()
+        child = self._child = self._child or reader_process.start("html_worker.py")
         assert child.stdin is not None
         assert child.stdout is not None
         encoded = page.encode("utf-8", "replace")
@@ -61,12 +60,6 @@ class Extractor:
             self.close()
             raise
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        worker = Path(__file__).with_name("html_worker.py")
-        # -P: the worker's folder holds modules named like those of the standard library's users
-        command = [sys.executable, "-P", str(worker)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
     def _read(self, fd: int, size: int, deadline: float) -> bytes:
         held = bytearray()
         while len(held) < size:
@@ -82,12 +75,4 @@ class Extractor:
     def close(self) -> int | None:
         """Kill the child; returns what it ended with."""
         child, self._child = self._child, None
-        if child is None:
-            return None
-        child.kill()
-        code = child.wait()
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # what was still to be written to a dead child
-                    stream.close()
-        return code
+        return None if child is None else reader_process.end(child)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import accumulate
@@ -16,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import pyarrow as pa
 from pyarrow import ipc
 
-from spark_jobs import orc_footer
+from spark_jobs import orc_footer, reader_process
 
 if TYPE_CHECKING:
     from spark_jobs import orc_worker  # noqa: F401  a step's fingerprint follows imports, and the worker reads the rows
@@ -67,7 +64,7 @@ class Reader:
 
     def answer(self, file: Path, stripe: int, column: str) -> bytes:
         """See orc_worker. Raises: OSError if the file is damaged there, or the child ended."""
-        child = self._child = self._child or self._start()
+        child = self._child = self._child or reader_process.start("orc_worker.py", SAME_GARBAGE)
         assert child.stdin is not None
         assert child.stdout is not None
         asked = {"file": str(file.absolute()), "stripe": stripe, "column": column}
@@ -82,30 +79,10 @@ class Reader:
             raise OSError(answer.decode())
         return answer
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        worker = Path(__file__).with_name("orc_worker.py")
-        # -P: the worker's folder holds modules named like those of the standard library's users
-        command = [sys.executable, "-P", str(worker)]
-        return subprocess.Popen(
-            command,
-            env=os.environ | SAME_GARBAGE,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-
     def close(self) -> int | None:
         """Kill the child; returns what it ended with."""
         child, self._child = self._child, None
-        if child is None:
-            return None
-        child.kill()
-        code = child.wait()
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):  # what was still to be written to a dead child
-                    stream.close()
-        return code
+        return None if child is None else reader_process.end(child)
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:

@@ -19,7 +19,7 @@ from spark_jobs.manifests import TokenizerFiles
 from training.pretrain.loss import IGNORED
 from training.pretrain.mesh import Mesh
 from training.pretrain.micro_batch import micro_batch_of
-from training.pretrain.token_shards import Batch
+from training.pretrain.token_shards import Batch, count_tokens, same_document
 from training.specs import TrainSpec
 
 MASK_SALT, SPLIT_SALT = 2, 3  # their draws do not disturb those of the order
@@ -52,14 +52,13 @@ class MaskedInputs:
 
     @property
     def num_tokens(self) -> int:
-        return int((self.documents_BT >= 0).sum())
+        return count_tokens(self.documents_BT)
 
     def model_inputs(self, device: torch.device) -> dict[str, Tensor]:
         """A token sees all of its own document."""
-        same_BTT = self.documents_BT[:, :, None] == self.documents_BT[:, None, :]
         inputs = {
             "input_ids": self.tokens_BT,
-            "attention_mask": same_BTT[:, None],
+            "attention_mask": same_document(self.documents_BT)[:, None],
             "position_ids": self.positions_BT,
         }
         return {name: tensor.to(device) for name, tensor in inputs.items()}
@@ -81,10 +80,10 @@ class DividedInputs:
 
     @property
     def num_tokens(self) -> int:
-        return int((self.documents_BT >= 0).sum())
+        return count_tokens(self.documents_BT)
 
     def model_inputs(self, device: torch.device) -> dict[str, Tensor]:
-        same_BTT = self.documents_BT[:, :, None] == self.documents_BT[:, None, :]
+        same_BTT = same_document(self.documents_BT)
         padding_BT = self.documents_BT < 0  # sees padding: a row that sees nothing would be NaN
         seen_BTT = same_BTT & (self.source_seen_BT | padding_BT)[:, None, :]
         inputs = {

@@ -43,15 +43,24 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        return int((self.documents_BT >= 0).sum())
+        return count_tokens(self.documents_BT)
 
     def attention_mask(self) -> Tensor:
         """bool (B, 1, T, T): a token sees itself and earlier tokens of its own document, nothing else.
 
         Padding sees padding: a row that sees nothing would be NaN.
         """
-        same_BTT = self.documents_BT[:, :, None] == self.documents_BT[:, None, :]
-        return same_BTT.tril()[:, None]
+        return same_document(self.documents_BT).tril()[:, None]
+
+
+def count_tokens(documents_BT: Tensor) -> int:
+    """Tokens that are no padding."""
+    return int((documents_BT >= 0).sum())
+
+
+def same_document(documents_BT: Tensor) -> Tensor:
+    """bool (B, T, T): whether two tokens are of one document."""
+    return documents_BT[:, :, None] == documents_BT[:, None, :]
 
 
 class Sequences:
