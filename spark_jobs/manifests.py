@@ -249,3 +249,22 @@ class Corpus(Handle):
     vocab_size: int
     num_forgotten: int = 0  # documents
     num_left_out: int = 0  # sequences with weight 0
+
+
+class LabelledSet(Handle):
+    """Examples of a fine-tuning task, checked. `data/`: one table sorted by id, the same columns for every task, those a
+    task has no use for null.
+
+    id: 32 hex digits, of the content; split: train | validation | test; source; text, pair: first and second input;
+    labels: names of classes; value: a number to predict; tokens, tags: words and their BIO tags; spans (start, end, label):
+    characters, of the two arguments in `text`, or of the answers in `pair`; target: text to write; messages (role,
+    content); chosen, rejected: answers; group: the query a candidate belongs to; made_by, made_from: augmentation and
+    the id of the original row.
+    """
+
+    kind: ClassVar[str] = "labelled"
+    task: str
+    label_set: tuple[str, ...] = ()
+    num_train: int = 0
+    num_validation: int = 0
+    num_test: int = 0
