@@ -35,11 +35,11 @@ from benchmarks.parity import SEQ_LEN, VOCAB_SIZE, on_ranks, sequence_at, tiny_l
 from spark_jobs.manifests import TokenizerFiles
 from training.pretrain import checkpointing, trainer
 from training.pretrain.mesh import Ranks, make_mesh
-from training.pretrain.objectives import Examples
+from training.pretrain.objectives import Examples, PackedText
 from training.pretrain.parallel import ParallelModel, parallelize
 from training.pretrain.sequence_order import RowGroup
 from training.pretrain.token_shards import Sequences
-from training.pretrain.trainer import Material, plan_of, train_rank
+from training.pretrain.trainer import plan_of, train_rank
 from training.specs import TrainSpec
 
 RANKS, NUM_STEPS, EVERY, NUM_SEQUENCES = 2, 10, 2, 60
@@ -176,7 +176,7 @@ def train(ranks: Ranks, group: RowGroup, out: Path, mode: str, moment: Moment | 
     if moment is not None and moment.rank == ranks.rank:
         set_trap(moment, model, out / "killed")
     newest = max(checkpointing.complete_steps(out / "scratch" / "checkpoints"), default=0)
-    material = Material(Sequences([group], SEQ_LEN, 0, 0.5, 0), Examples(spec, mesh, tokenizer))
+    material = PackedText(Sequences([group], SEQ_LEN, 0, 0.5, 0), Examples(spec, mesh, tokenizer))
     train_rank(model, material, spec, plan_of(spec, False, "chaos"), out)
     return newest
 

@@ -26,6 +26,7 @@ from torch.multiprocessing.spawn import start_processes
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from training.loop_spec import OptimizerSpec
 from training.parallel_spec import ParallelSpec
 from training.pretrain import checkpointing
 from training.pretrain.mesh import Mesh, Ranks, make_mesh
@@ -34,7 +35,6 @@ from training.pretrain.optimizer import make_optimizer
 from training.pretrain.parallel import RESHARD_FROM, parallelize
 from training.pretrain.token_shards import make_batch
 from training.pretrain.trainer import rank_positions, train_step
-from training.specs import OptimizerSpec
 
 SEQ_LEN, VOCAB_SIZE, SEQUENCES = 32, 64, 8  # SEQUENCES: of a step
 RATE, CLIP_NORM = 1e-2, 0.5

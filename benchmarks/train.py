@@ -51,11 +51,11 @@ from training.pretrain.flops import model_flops_per_token
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import model_config, new_model
-from training.pretrain.objectives import Examples
+from training.pretrain.objectives import Examples, PackedText
 from training.pretrain.parallel import parallelize
 from training.pretrain.sequence_order import RowGroup
 from training.pretrain.token_shards import Batch, Sequences, make_batch
-from training.pretrain.trainer import Material, Plan, Training
+from training.pretrain.trainer import Plan, Training
 from training.processes import num_threads
 from training.specs import TrainSpec
 
@@ -163,7 +163,7 @@ def start_training(setting: Setting, ranks: Ranks, spec: TrainSpec, out: Path) -
     )
     path = str(setting.folder / "packed.parquet")
     groups = [RowGroup(path, 0, pq.read_metadata(path).num_rows, False)]
-    material = Material(Sequences(groups, SEQ_LEN, 0, 0.0, spec.seed), Examples(spec, mesh, tokenizer_facts()))
+    material = PackedText(Sequences(groups, SEQ_LEN, 0, 0.0, spec.seed), Examples(spec, mesh, tokenizer_facts()))
     return Training(shared, material, spec, Plan(spec.num_steps, spec.optimizer.learning_rate, "benchmark"), out, flops)
 
 

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from spark_jobs.errors import RequestError
+from training.loop_spec import LossSpec
 from training.pretrain.chunked_loss import install_loss_head, sum_linear_cross_entropy
 from training.pretrain.loss import IGNORED, sum_cross_entropy
 from training.pretrain.mesh import Ranks
-from training.specs import LossSpec
 
 N, D, V = 37, 6, 50
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from training.loop_spec import EarlyStopSpec
 from training.pretrain.early_stopping import StopState
-from training.specs import EarlyStopSpec
 
 
 def looks(losses: list[float], spec: EarlyStopSpec) -> list[bool]:

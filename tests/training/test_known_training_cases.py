@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from training.loop_spec import OptimizerSpec
 from training.parallel_spec import Degrees
 from training.pretrain import checkpointing
 from training.pretrain.flops import model_flops_per_token
@@ -20,13 +21,13 @@ from training.pretrain.heldout import heldout_batches
 from training.pretrain.loss import IGNORED, count_targets, targets_of
 from training.pretrain.mesh import Mesh, Ranks, make_mesh
 from training.pretrain.model import load_weights, model_config, new_model
-from training.pretrain.objectives import Examples
+from training.pretrain.objectives import Examples, PackedText
 from training.pretrain.optimizer import make_optimizer, set_rate
 from training.pretrain.parallel import parallelize
 from training.pretrain.sequence_order import corpus_row_groups
 from training.pretrain.token_shards import Sequences, make_batch
-from training.pretrain.trainer import Material, plan_of, rank_positions, train_rank
-from training.specs import ModelSpec, OptimizerSpec, TrainSpec
+from training.pretrain.trainer import plan_of, rank_positions, train_rank
+from training.specs import ModelSpec, TrainSpec
 
 SMALL = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "intermediate_size": 24}
 ALONE = Degrees(1, 1, 1, 1, 1)
@@ -188,7 +189,7 @@ def test_dropout_goes_on_where_it_was_after_a_resume_at_the_end_of_an_epoch(
     def train(ranks: Ranks) -> bool:
         mesh = make_mesh(ranks, ALONE)
         model = new_model(model_config(spec.model, world.tokenizer, 32), 0)
-        material = Material(stream(world), Examples(spec, mesh, world.tokenizer))
+        material = PackedText(stream(world), Examples(spec, mesh, world.tokenizer))
         train_rank(parallelize(model, mesh, spec.parallel), material, spec, plan_of(spec, False, "a"), tmp_path)
         return True
 

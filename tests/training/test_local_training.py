@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from benchmarks.parity import Layout, batches_at, tiny_llama
+from training.loop_spec import LocalSpec, OptimizerSpec
 from training.pretrain import checkpointing
 from training.pretrain.local_training import LocalTraining, OuterOptimizer, ReplicaMesh
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.optimizer import make_optimizer
 from training.pretrain.parallel import parallelize
 from training.pretrain.trainer import train_step, unless_finite
-from training.specs import LocalSpec, OptimizerSpec
 
 COPIES = Layout("copies", 2, {"dp_replicate": 2}, 2)
 PLAIN_SGD = OptimizerSpec(kind="sgd", learning_rate=0.1, momentum=0.0)

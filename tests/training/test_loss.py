@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from training.loop_spec import LossSpec
 from training.pretrain.loss import IGNORED, count_targets, sum_cross_entropy, targets_of
-from training.specs import LossSpec
 
 
 def logits_with_losses(losses: list[float]) -> torch.Tensor:

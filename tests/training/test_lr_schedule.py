@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.loop_spec import ScheduleSpec
 from training.pretrain.lr_schedule import rate_factor
-from training.specs import ScheduleSpec
 
 KINDS = get_args(ScheduleSpec.model_fields["kind"].annotation)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from training.loop_spec import AdaptiveBatchSpec
 from training.pretrain.noise_scale import NoiseState, noise_and_signal
-from training.specs import AdaptiveBatchSpec
 
 
 def test_noise_scale_of_known_gradients_is_recovered() -> None:

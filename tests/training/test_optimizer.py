@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from training.loop_spec import OptimizerSpec
 from training.pretrain.optimizer import clip_gradients, make_optimizer
-from training.specs import OptimizerSpec
 
 
 def test_weight_decay_leaves_norms_and_biases_alone() -> None:

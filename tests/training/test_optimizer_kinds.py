@@ -14,13 +14,13 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from benchmarks.parity import Layout, batches_at, on_ranks, tiny_llama
+from training.loop_spec import OptimizerSpec
 from training.pretrain import checkpointing
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.muon import Muon, orthogonalised
 from training.pretrain.optimizer import depths_of, make_optimizer, parameter_groups, set_rate
 from training.pretrain.parallel import parallelize
 from training.pretrain.trainer import train_step
-from training.specs import OptimizerSpec
 
 KINDS = get_args(OptimizerSpec.model_fields["kind"].annotation)
 

@@ -14,13 +14,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from benchmarks.parity import LAYOUTS, ONE_RANK, Layout, batches_at, on_ranks, tiny_llama, train, write_between_markers
+from training.loop_spec import OptimizerSpec
 from training.parallel_spec import ParallelSpec
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.optimizer import clip_gradients, make_optimizer
 from training.pretrain.parallel import parallelize
 from training.pretrain.pipeline import split_blocks
 from training.pretrain.trainer import train_step
-from training.specs import OptimizerSpec
 
 NUM_STEPS = 3
 CASES = [(layout, tied) for layout in LAYOUTS for tied in (False, True)]

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.parity import CLIP_NORM, RATE, Layout, batches_at, on_ranks, tiny_llama
+from training.loop_spec import OptimizerSpec
 from training.pretrain import checkpointing
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.optimizer import make_optimizer
 from training.pretrain.parallel import parallelize
 from training.pretrain.trainer import train_step
-from training.specs import OptimizerSpec
 
 ONE = Layout("one rank", 1)
 FSDP = Layout("fsdp", 2)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.loop_spec import SpikeSpec
 from training.pretrain.spikes import Incident, SpikeState, joined, limit_of, position_of, trouble_of
-from training.specs import SpikeSpec
 
 SPEC = SpikeSpec(enabled=True)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.loop_spec import OptimizerSpec
 from training.parallel_spec import Coordinate
 from training.pretrain import checkpointing, loss_scale, parallel
 from training.pretrain.chunked_loss import install_loss_head
@@ -23,14 +24,14 @@ from training.pretrain.local_training import ReplicaMesh
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import model_config, new_model
-from training.pretrain.objectives import Examples
+from training.pretrain.objectives import Examples, PackedText
 from training.pretrain.optimizer import make_optimizer
 from training.pretrain.parallel import parallelize
 from training.pretrain.sequence_order import corpus_row_groups
 from training.pretrain.spikes import Window, position_of
 from training.pretrain.token_shards import Batch, Sequences
-from training.pretrain.trainer import Material, plan_of, seed_dropout, train_rank, train_step
-from training.specs import OptimizerSpec, TrainSpec
+from training.pretrain.trainer import plan_of, seed_dropout, train_rank, train_step
+from training.specs import TrainSpec
 
 MODEL = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 24}
 SPEC: dict[str, Any] = {
@@ -102,7 +103,7 @@ def run(
     if ranks.is_first:
         for name in ("data", "scratch"):
             (out / name).mkdir(parents=True, exist_ok=True)
-    material = Material(sequences, Examples(spec, mesh, world.tokenizer), heldout)
+    material = PackedText(sequences, Examples(spec, mesh, world.tokenizer), heldout)
     return train_rank(shared, material, spec, plan_of(spec, False, "a"), out)
 
 

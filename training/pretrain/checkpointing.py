@@ -44,12 +44,15 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def train_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and the optimizer's state by parameter name, sharing memory with the live ones.
+    """Trained weights and the optimizer's state by parameter name, sharing memory with the live ones. Frozen weights are
+    where they were loaded from.
 
     State that does not exist yet (before the first step) is made, so that a fresh run has room to load into.
     """
     state: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         state[f"model.{name}"] = parameter.detach()
         for key, value in optimizer_state(optimizer, parameter).items():
             state[f"optimizer.{name}.{key}"] = value

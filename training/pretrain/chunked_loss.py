@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spark_jobs.errors import RequestError
+from training.loop_spec import LossSpec
 from training.pretrain.loss import IGNORED, sum_cross_entropy
-from training.specs import LossSpec
 
 # Configuration fields of models that change logits after the output layer, where a loss would be changed instead.
 CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")

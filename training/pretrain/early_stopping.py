@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spark_jobs.manifests import Frozen
-from training.specs import EarlyStopSpec
+from training.loop_spec import EarlyStopSpec
 
 
 class StopState(Frozen):

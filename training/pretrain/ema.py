@@ -23,13 +23,13 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.shadow = {name: _wide(p.detach()).clone() for name, p in model.named_parameters()}
+        self.shadow = {name: _wide(p.detach()).clone() for name, p in trained(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module, num_updates: int) -> None:
         """Move towards the weights after optimizer step `num_updates`, counted from 1."""
         weight = 1.0 - decay_at(num_updates, self.decay)
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained(model):
             _local(self.shadow[name]).lerp_(_wide(_local(parameter.detach())), weight)
 
     def state(self) -> dict[str, Tensor]:
@@ -39,16 +39,21 @@ class Average:
     @contextlib.contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
         """While inside, the model has the averaged weights; afterwards its own again, to the bit, whatever happens."""
-        own = {name: _local(p.detach()).clone() for name, p in model.named_parameters()}
+        own = {name: _local(p.detach()).clone() for name, p in trained(model)}
         try:
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for name, parameter in trained(model):
                     _local(parameter.detach()).copy_(_local(self.shadow[name]))
             yield
         finally:
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for name, parameter in trained(model):
                     _local(parameter.detach()).copy_(own[name])
+
+
+def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that training changes, by name."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def _local(tensor: Tensor) -> Tensor:

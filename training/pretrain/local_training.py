@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from training.loop_spec import LocalSpec
 from training.pretrain.loss import count_targets
 from training.pretrain.mesh import Mesh
 from training.pretrain.objectives import Inputs
 from training.pretrain.optimizer import clip_gradients, optimizer_state, scale_gradients, set_rate
 from training.pretrain.parallel import ParallelModel
 from training.pretrain.progress import StepFacts
-from training.specs import LocalSpec
 
 
 class ReplicaMesh(Mesh):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.specs import LossSpec
+from training.loop_spec import LossSpec
 
 PLAIN = LossSpec()
 IGNORED = -100  # what torch's cross entropy skips

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from training.specs import ScheduleSpec
+from training.loop_spec import ScheduleSpec
 
 
 def rate_factor(step: float, num_steps: int, spec: ScheduleSpec) -> float:

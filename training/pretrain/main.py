@@ -6,97 +6,40 @@ torchrun --nproc-per-node 2 -m training.pretrain.main --request FILE     the sam
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import sys
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-from spark_jobs.errors import DataError, JobCrashed, NightmillError, RequestError, TrainingError
+from spark_jobs.errors import DataError, RequestError, TrainingError
 from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
-from spark_jobs.requests import Failure, Outcome, Request, failure_of
+from spark_jobs.requests import Outcome, Request
 from training.inputs import input_uri
 from training.manifests import ModelFolder
 from training.pretrain.chunked_loss import install_loss_head
 from training.pretrain.flops import model_flops_per_token
 from training.pretrain.heldout import heldout_batches, heldout_rows
+from training.pretrain.launch import launch_ranks, work_as_rank
 from training.pretrain.local_training import ReplicaMesh
 from training.pretrain.loss import sum_cross_entropy
-from training.pretrain.mesh import Ranks, join_ranks, make_mesh, num_restarts
+from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import check_architecture, load_weights, model_config, model_kind, new_model
-from training.pretrain.objectives import Examples
+from training.pretrain.objectives import Examples, PackedText
 from training.pretrain.parallel import parallelize
-from training.pretrain.profiling import record_collectives
-from training.pretrain.progress import relayed_events
 from training.pretrain.sequence_order import corpus_row_groups, row_facts
 from training.pretrain.token_shards import Batch, Sequences
-from training.pretrain.trainer import Material, plan_of, train_rank
-from training.processes import die_with_parent, error_of, signal_name
+from training.pretrain.trainer import plan_of, train_rank
+from training.processes import die_with_parent
 from training.specs import TrainSpec
-
-PEER_GRACE_S = 2.0  # the launcher looks every 0.1 s
 
 
 def run(request: Request) -> Outcome:
-    """Train on as many local ranks as the spec says.
-
-    The launcher is torch elastic, which torchrun itself calls. On CPU the ranks are forked from this process, which has
-    the libraries loaded and has run no operation yet; after CUDA has started a fork is not safe, so they are spawned.
-    """
+    """Train on as many local ranks as the spec says."""
     spec = TrainSpec.model_validate(request.spec)
     check_request(request, spec)
-    on_cuda = torch.cuda.is_available()
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=spec.ranks,
-        run_id="nightmill",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port on loopback
-        local_addr="localhost",
-        max_restarts=spec.max_restarts,
-        monitor_interval=0.1,
-        start_method="spawn" if on_cuda else "fork",
-    )
-    launch = elastic_launch(config, run_rank)
-    # A spawned rank does not inherit the answer's file descriptor: its events are passed on from the file they are in.
-    relay = relayed_events(Path(request.out) / "scratch" / "events.jsonl") if on_cuda else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory() as failures:
-        try:
-            with relay:
-                answers = launch(request.model_dump_json(), os.getpid(), failures)
-        except ChildFailedError as err:
-            raise _crash_of(err, _failure_file(failures, spec.max_restarts)) from err
-    answer = answers[0]
-    if "failure" in answer:
-        raise error_of(Failure.model_validate(answer["failure"]))
-    return Outcome.model_validate(answer["outcome"])
-
-
-def _failure_file(failures: str, restart: int) -> Path:
-    """Where the first rank to fail after `restart` restarts says why."""
-    return Path(failures) / f"{restart}.json"
-
-
-def _crash_of(error: ChildFailedError, first_failure: Path) -> NightmillError:
-    """What the first rank to fail said; if none could (a kill), how it ended."""
-    if first_failure.exists():
-        return error_of(Failure.model_validate_json(first_failure.read_text()))
-    rank, failure = error.get_first_failure()
-    how = f"killed by {signal_name(-failure.exitcode)}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
-    return JobCrashed(f"rank {rank} was {how}; run the step again, it continues from the newest checkpoint")
+    return launch_ranks(request, spec, train)
 
 
 def check_request(request: Request, spec: TrainSpec) -> None:
@@ -143,54 +86,9 @@ def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | Non
     )
 
 
-def run_rank(request_json: str, launcher: int, failures: str) -> dict[str, Any]:
-    """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together.
-
-    An error of this rank alone is left in a file of the folder `failures` and ends the rank. One that only says that a
-    peer is gone waits a moment, so that the launcher sees the peer's end first and reports that; SIGTERM is the launcher
-    itself stopping this rank because a peer ended, so it is no failure of this one either.
-    """
-    die_with_parent(launcher)
-    restart = num_restarts()
-    try:
-        return _run_rank(request_json, _why_restarted(_failure_file(failures, restart - 1)))
-    except SignalException:
-        raise
-    except (Exception, CheckpointException) as error:  # the latter is no Exception, and is what a full disk becomes
-        if _says_peer_is_gone(error) or _says_peer_is_gone(error.__cause__):
-            time.sleep(PEER_GRACE_S)
-        else:
-            with contextlib.suppress(FileExistsError), _failure_file(failures, restart).open("x") as file:
-                file.write(failure_of(error).model_dump_json())
-        raise
-
-
-def _says_peer_is_gone(error: BaseException | None) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
-def _why_restarted(failure: Path) -> str:
-    """What the rank that failed last left in the file; one that was killed left nothing."""
-    if not failure.exists():
-        return "a rank was killed"
-    return f"a rank failed: {Failure.model_validate_json(failure.read_text()).message}"
-
-
-def _run_rank(request_json: str, why_restarted: str = "a rank ended") -> dict[str, Any]:
-    request = Request.model_validate_json(request_json)
+def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
+    """One rank's part: build the model, spread it, train, publish."""
     spec = TrainSpec.model_validate(request.spec)
-    if torch.cuda.is_available():
-        record_collectives(Path(request.out) / "scratch" / "flight-recorder")
-    ranks = join_ranks(spec.parallel.offload)
-    try:
-        outcome = _train(request, spec, ranks, why_restarted if num_restarts() else "")
-    except TrainingError as error:  # a decision of all ranks, not a crash of one
-        return {"failure": failure_of(error).model_dump()}
-    dist.destroy_process_group()  # on success only: after a crash it would wait for peers that are gone
-    return {"outcome": outcome.model_dump(mode="json")}
-
-
-def _train(request: Request, spec: TrainSpec, ranks: Ranks, why_restarted: str) -> Outcome:
     corpus, tokenizer, champion = _inputs(request)
     if ranks.world_size != spec.ranks:
         raise TrainingError(
@@ -221,7 +119,7 @@ def _train(request: Request, spec: TrainSpec, ranks: Ranks, why_restarted: str) 
     loss = functools.partial(sum_cross_entropy, spec=spec.loss)
     placed = mesh if spec.local is None else ReplicaMesh.of(mesh)
     shared = parallelize(model, placed, spec.parallel, spec.precision, loss, head)
-    material = Material(sequences, Examples(spec, mesh, tokenizer), heldout)
+    material = PackedText(sequences, Examples(spec, mesh, tokenizer), heldout)
     facts = train_rank(shared, material, spec, plan, out, flops, why_restarted)
     fields = facts | {
         "model_type": config.model_type,
@@ -246,9 +144,10 @@ def main() -> int:
     parser.add_argument("--request", type=Path, required=True)
     request = Request.model_validate_json(parser.parse_args().request.read_text())
     die_with_parent(os.getppid())
+    spec = TrainSpec.model_validate(request.spec)
     if os.environ["LOCAL_RANK"] == "0":
-        check_request(request, TrainSpec.model_validate(request.spec))
-    answer = _run_rank(request.model_dump_json())
+        check_request(request, spec)
+    answer = work_as_rank(request, spec.parallel.offload, train)
     if os.environ["RANK"] == "0":
         sys.stdout.write(json.dumps(answer) + "\n")
     return 1 if "failure" in answer else 0

@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from training.parallel_spec import Coordinate, Degrees
+from training.pretrain.allocator import keep_freed_memory
 from training.pretrain.loss import sum_over_ranks
 from training.processes import num_threads
 
@@ -43,6 +44,7 @@ def join_ranks(offload: bool = False) -> Ranks:
     else:
         device = torch.device("cpu")
         torch.set_num_threads(num_threads(local_world))
+        keep_freed_memory()
         _join("gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 

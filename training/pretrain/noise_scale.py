@@ -8,7 +8,7 @@ which gives both; the scale is tr(S) / |G|^2, in targets.
 from __future__ import annotations
 
 from spark_jobs.manifests import Frozen
-from training.specs import AdaptiveBatchSpec
+from training.loop_spec import AdaptiveBatchSpec
 
 
 class NoiseState(Frozen):

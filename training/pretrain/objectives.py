@@ -19,7 +19,7 @@ from spark_jobs.manifests import TokenizerFiles
 from training.pretrain.loss import IGNORED
 from training.pretrain.mesh import Mesh
 from training.pretrain.micro_batch import micro_batch_of
-from training.pretrain.token_shards import Batch, count_tokens, same_document
+from training.pretrain.token_shards import Batch, Sequences, count_tokens, same_document
 from training.specs import TrainSpec
 
 MASK_SALT, SPLIT_SALT = 2, 3  # their draws do not disturb those of the order
@@ -114,6 +114,23 @@ class Examples:
                 return masked_inputs(batch, positions, tokenizer.vocab_size, tokenizer.pad_id, self.spec)
             case "seq2seq_lm":
                 return divided_inputs(batch, positions, tokenizer.bos_id, tokenizer.pad_id, self.spec)
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """Packed sequences as what the trainer reads: the data stream, what is asked of it, and held-out sequences."""
+
+    sequences: Sequences
+    examples: Examples
+    heldout_batches: Sequence[Batch] = ()
+
+    @property
+    def heldout(self) -> list[Inputs]:
+        return [self.examples.of(batch, range(len(batch.tokens_BT))) for batch in self.heldout_batches]
+
+    def micro_batches(self, positions: Sequence[int], size: int) -> list[Inputs]:
+        batches = self.sequences.micro_batches(positions, size)
+        return [self.examples.of(batch, positions[i * size : (i + 1) * size]) for i, batch in enumerate(batches)]
 
 
 def masked_inputs(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from training.loop_spec import OptimizerSpec
 from training.pretrain.adafactor import Adafactor
 from training.pretrain.muon import Muon
-from training.specs import OptimizerSpec
 
 BLOCK = re.compile(r"(?:^|\.)(?:(encoder|decoder)\.)?(?:layers|layer|h|block|blocks)\.(\d+)\.")
 
@@ -38,7 +38,7 @@ def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimiz
 
 
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, object]]:
-    """Parameters that share weight decay, share of the rate and rule of the update.
+    """Parameters that share weight decay, share of the rate and rule of the update; frozen ones are in no group.
 
     Norms and biases (fewer than two dimensions) are never decayed. The rule is the number of dimensions, not a name:
     name patterns miss `ln_1`, `norm1`, `ln_f` (transformers#35927).
@@ -48,6 +48,8 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, ob
     outer = embeddings | _head(model)
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decayed = parameter.ndim >= 2 and (spec.decay_embeddings or parameter not in embeddings)
         ratio = spec.layer_rate_decay ** (deepest - depths[name])
         orthogonal = spec.kind == "muon" and parameter.ndim == 2 and parameter not in outer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +26,7 @@ from training.pretrain.tensor_parallel import LossFunction, cut_matrices, loss_c
 # Below this many parameters a rank keeps the gathered weights between forward and backward: it saves one all-gather
 # a block, and costs at most 200 MB.
 RESHARD_FROM = 50_000_000
+OutputLoss = Callable[[Any, Inputs], Tensor]  # what the model answered and was asked -> loss summed over targets
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,11 +49,13 @@ class ParallelModel(Protocol):
 def parallelize(
     model: PreTrainedModel, mesh: Mesh, spec: ParallelSpec, precision: str = "fp32",
     loss: LossFunction = sum_cross_entropy, head: LossHead | None = None, reshard_from: int = RESHARD_FROM,
+    output_loss: OutputLoss | None = None,
 ) -> ParallelModel:  # fmt: skip
     """Spread `model`, which every rank has built whole with the same weights. `model` itself is used up.
 
     Weights stay in their own dtype; bf16 or fp16 is what forward and backward compute in, reductions are fp32. `head`, if
-    there is one, is part of the model and answers with the loss in the place of logits. A model of `reshard_from`
+    there is one, is part of the model and answers with the loss in the place of logits. `output_loss` is for models whose
+    loss is not one of logits and targets alone; it wants whole models. A model of `reshard_from`
     parameters or more is sharded block by block.
     """
     model.to(mesh.ranks.device)
@@ -61,8 +64,9 @@ def parallelize(
     checkpoint_activations(model, spec.activation_checkpointing)
     if mesh.tp is not None:
         loss = over_cut_vocabulary(loss, mesh.tp)
+    whole_loss = output_loss or on_logits(loss, mesh.ranks.device)
     if spec.strategy == "ddp":
-        return WholeModel(model, copy_model(model), mesh, loss, head)
+        return WholeModel(model, copy_model(model), mesh, whole_loss, head)
     reshard = sum(p.numel() for p in model.parameters()) >= reshard_from
     policies = _policies(mesh, spec, precision)
 
@@ -74,14 +78,18 @@ def parallelize(
     if mesh.degrees.pp > 1:
         return PipelinedModel(model, mesh, spec, loss, shard)
     shard(model)
-    return WholeModel(model, model, mesh, loss, head)
+    return WholeModel(model, model, mesh, whole_loss, head)
+
+
+def on_logits(loss: LossFunction, device: torch.device) -> OutputLoss:
+    return lambda output, batch: loss(output.logits, batch.targets_BS.to(device))
 
 
 class WholeModel:
     """All blocks on every rank."""
 
     def __init__(
-        self, module: nn.Module, forward: nn.Module, mesh: Mesh, loss: LossFunction, head: LossHead | None = None
+        self, module: nn.Module, forward: nn.Module, mesh: Mesh, loss: OutputLoss, head: LossHead | None = None
     ) -> None:
         self.module, self.forward, self.mesh, self.loss, self.head = module, forward, mesh, loss, head
         self.copies: Sequence[nn.Parameter] = ()
@@ -109,11 +117,11 @@ class WholeModel:
 
     def _loss(self, batch: Inputs) -> Tensor:
         device = self.mesh.ranks.device
-        targets = batch.targets_BS.to(device)
         if self.head is not None:
-            self.head.targets_BT = targets
-        answer: Tensor = self.forward(**batch.model_inputs(device)).logits
-        return self.loss(answer, targets) if self.head is None else answer
+            self.head.targets_BT = batch.targets_BS.to(device)
+        output = self.forward(**batch.model_inputs(device))
+        answer: Tensor = self.loss(output, batch) if self.head is None else output.logits
+        return answer
 
     def _reduction(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients cross ranks in the last micro-batch's backward only."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from training.loop_spec import ProfileSpec
 from training.pretrain.mesh import Ranks
-from training.specs import ProfileSpec
 
 FOLDER = Path("tensorboard", "profile")
 MEMORY_EVENTS = 100_000  # allocations and frees that are remembered

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from spark_jobs.manifests import Frozen
-from training.specs import SpikeSpec
+from training.loop_spec import SpikeSpec
 
 Window = tuple[int, int]  # positions of the stream of sequences, [first, end)
 

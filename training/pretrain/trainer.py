@@ -14,11 +14,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from spark_jobs.errors import TrainingError
+from training.loop_spec import LoopSpec, SpikeSpec
 from training.parallel_spec import Degrees
 from training.pretrain import checkpointing
 from training.pretrain.ema import Average
@@ -27,15 +28,15 @@ from training.pretrain.loss import count_targets, from_first_rank
 from training.pretrain.loss_scale import first_scale
 from training.pretrain.lr_schedule import rate_factor
 from training.pretrain.mesh import Mesh
-from training.pretrain.objectives import Examples, Inputs
+from training.pretrain.objectives import Inputs
 from training.pretrain.optimizer import clip_gradients, make_optimizer, scale_gradients, set_rate
 from training.pretrain.parallel import ParallelModel, WholeModel
 from training.pretrain.profiling import StepProfiler
 from training.pretrain.progress import Cost, Progress, StepFacts
 from training.pretrain.run_state import RunState
 from training.pretrain.spikes import Incident, SpikeState, Window, position_of, trouble_of
-from training.pretrain.token_shards import Batch, Prefetcher, Sequences
-from training.specs import SpikeSpec, TrainSpec
+from training.pretrain.token_shards import Prefetcher
+from training.specs import TrainSpec
 
 Judge = Callable[[float, float], str]
 
@@ -49,13 +50,17 @@ class Plan:
     identity: str  # of request and corpus; a checkpoint of another identity is refused
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a training reads: the data stream, what is asked of it, and this rank's share of held-out sequences."""
+class Material(Protocol):
+    """What a training reads."""
 
-    sequences: Sequences
-    examples: Examples
-    heldout: Ordered[Batch] = ()
+    @property
+    def heldout(self) -> Ordered[Inputs]:
+        """This rank's share of what is not trained on; () where none is watched."""
+        ...
+
+    def micro_batches(self, positions: Ordered[int], size: int) -> list[Inputs]:
+        """What stands at `positions` of the endless data stream, `size` of them in each but the last."""
+        ...
 
 
 def plan_of(spec: TrainSpec, continues: bool, identity: str) -> Plan:
@@ -74,7 +79,7 @@ def rank_positions(step: int, sequences_per_step: int, degrees: Degrees, rank: i
     return range(first, first + share)
 
 
-def micro_batch_size(spec: TrainSpec, degrees: Degrees) -> int:
+def micro_batch_size(spec: LoopSpec, degrees: Degrees) -> int:
     """Sequences of a micro-batch; a pipeline's are all equal."""
     if degrees.pp == 1:
         return spec.micro_batch
@@ -120,7 +125,7 @@ def train_step(
 
 
 def train_rank(
-    model: ParallelModel, material: Material, spec: TrainSpec, plan: Plan, out: Path, flops_per_token: float = 0.0,
+    model: ParallelModel, material: Material, spec: LoopSpec, plan: Plan, out: Path, flops_per_token: float = 0.0,
     why_restarted: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model to the plan's end, resuming from the newest complete checkpoint under `out`.
@@ -143,7 +148,7 @@ class Training:
     """A model on its way: one rank's part, with everything that changes from step to step."""
 
     def __init__(
-        self, model: ParallelModel, material: Material, spec: TrainSpec, plan: Plan, out: Path, flops_per_token: float
+        self, model: ParallelModel, material: Material, spec: LoopSpec, plan: Plan, out: Path, flops_per_token: float
     ) -> None:
         self.model, self.material, self.spec, self.plan, self.out = model, material, spec, plan, out
         self.ranks, self.degrees = model.mesh.ranks, model.mesh.degrees
@@ -216,10 +221,7 @@ class Training:
     def _inputs_at(self, positions: tuple[int, ...]) -> list[Inputs]:
         """Micro-batches of the sequences at `positions`."""
         size = micro_batch_size(self.spec, self.degrees)
-        batches = self.material.sequences.micro_batches(positions, size)
-        return [
-            self.material.examples.of(batch, positions[i * size : (i + 1) * size]) for i, batch in enumerate(batches)
-        ]
+        return self.material.micro_batches(positions, size)
 
     def _accept(self, facts: StepFacts, count: int, loading: float) -> None:
         """The step was applied: count it, look at what is due, tell, save."""
@@ -251,7 +253,7 @@ class Training:
 
     def _heldout_loss(self) -> float:
         """Mean loss of the held-out sequences, of the averaged weights if these are what will be exported."""
-        parts = [self.material.examples.of(batch, range(len(batch.tokens_BT))) for batch in self.material.heldout]
+        parts = self.material.heldout
         assert isinstance(self.model, WholeModel)  # TrainSpec refuses the rest
         averaged = self.average is not None and self.spec.ema.export
         with self.average.in_place(self.model.module) if averaged and self.average else contextlib.nullcontext():
