@@ -80,3 +80,28 @@ class Release(Handle):
     model_name: str
     model_version: str
     champion: str
+
+
+class TaskCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are those that the method trained, by the names they have beside the base; `base` is the
+    base's address. config.json is of the model with its head."""
+
+    task: str
+    method: str
+    num_trainable: int
+    base: str
+
+
+class TaskScorecard(Handle):
+    """`data/predictions.parquet`: id, prediction (JSON list, one entry a window), in order of id. `data/scores.json`: every
+    metric with value, n, n_invalid, interval, signature; the main one first, whose name and value are here too.
+    num_rows = rows scored, those that could not be encoded included: they count as wrong.
+    """
+
+    kind: ClassVar[str] = "task-scorecards"
+    task: str
+    model: str
+    metric: str
+    value: float
+    low: float
+    high: float

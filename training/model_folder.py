@@ -6,21 +6,32 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from training.compress.packed import load_packed
 from training.manifests import ModelFolder
 
+ADAPTER = "adapter"  # scheme of a folder whose trained part lies beside the base, and the name of its sub-folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def load_model(folder: ModelFolder) -> PreTrainedModel:
     """The model in fp32, in evaluation mode; packed weights are rebuilt from their codes."""
-    if folder.scheme == "dense":
-        model: PreTrainedModel = model_class(Path(folder.folder())).from_pretrained(folder.folder())
+    return load_folder(Path(folder.folder()), folder.scheme)
+
+
+def load_folder(path: Path, scheme: str) -> PreTrainedModel:
+    if scheme == "dense":
+        model: PreTrainedModel = model_class(path).from_pretrained(path, dtype=torch.float32)
+    elif scheme == ADAPTER:
+        from peft import PeftModel  # seconds of imports that no other model needs
+
+        model = model_class(path).from_pretrained(path, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, path / ADAPTER)
     else:
-        model = load_packed(Path(folder.folder()))
+        model = load_packed(path)
     return model.eval()
 
 

@@ -57,10 +57,18 @@ def run_job(request: Request) -> Outcome:
             from training.evaluate.job import run
         case "gate":
             from training.evaluate.gate import run
+        case "import-model":
+            from training.finetune.import_model import run
+        case "finetune":
+            from training.finetune.main import run
+        case "export-task":
+            from training.finetune.export import run
+        case "score-task":
+            from training.finetune.score import run
         case "generate":
             from training.generate import run
         case _:
-            raise RequestError(f"job {request.job!r} is not one of train, export, compress, evaluate, gate, generate")
+            raise RequestError(f"job {request.job!r} is not one of those in training/run.py")
     return run(request)
 
 

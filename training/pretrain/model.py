@@ -64,7 +64,7 @@ def model_config(spec: ModelSpec, tokenizer: TokenizerFiles, seq_len: int) -> Pr
         "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
         "d_kv": spec.hidden_size // spec.num_heads,
         **dict.fromkeys(FEED_FORWARD, spec.intermediate_size),
-        **dict.fromkeys(_dropouts(default), spec.dropout),
+        **dict.fromkeys(dropouts_of(default), spec.dropout),
     }
     known = {default.attribute_map.get(name, name): value for name, value in fields.items() if hasattr(default, name)}
     strange = [name for name in spec.overrides if not hasattr(default, name)]
@@ -89,7 +89,7 @@ def model_config(spec: ModelSpec, tokenizer: TokenizerFiles, seq_len: int) -> Pr
     )
 
 
-def _dropouts(config: PreTrainedConfig) -> list[str]:
+def dropouts_of(config: PreTrainedConfig) -> list[str]:
     """Names of the configuration's dropout rates: resid_pdrop, hidden_dropout_prob, dropout_rate ..."""
     return [
         name

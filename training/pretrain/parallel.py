@@ -26,7 +26,7 @@ from training.pretrain.tensor_parallel import LossFunction, cut_matrices, loss_c
 # Below this many parameters a rank keeps the gathered weights between forward and backward: it saves one all-gather
 # a block, and costs at most 200 MB.
 RESHARD_FROM = 50_000_000
-OutputLoss = Callable[[Any, Inputs], Tensor]  # what the model answered and was asked -> loss summed over targets
+OutputLoss = Callable[[Any, Any], Tensor]  # what the model answered and was asked -> loss summed over targets
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

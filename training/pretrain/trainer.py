@@ -58,7 +58,7 @@ class Material(Protocol):
         """This rank's share of what is not trained on; () where none is watched."""
         ...
 
-    def micro_batches(self, positions: Ordered[int], size: int) -> list[Inputs]:
+    def micro_batches(self, positions: Ordered[int], size: int) -> Ordered[Inputs]:
         """What stands at `positions` of the endless data stream, `size` of them in each but the last."""
         ...
 
@@ -218,7 +218,7 @@ class Training:
         part = rank_positions(0, count, self.degrees, self.ranks.rank)
         return tuple(position_of(drawn + index, self.state.spikes.jumped) for index in part)
 
-    def _inputs_at(self, positions: tuple[int, ...]) -> list[Inputs]:
+    def _inputs_at(self, positions: tuple[int, ...]) -> Ordered[Inputs]:
         """Micro-batches of the sequences at `positions`."""
         size = micro_batch_size(self.spec, self.degrees)
         return self.material.micro_batches(positions, size)

@@ -1,0 +1,28 @@
+"""The task of each kind, made from its spec."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from training.finetune.classification import Classification, MultiLabel, check_label_set
+from training.finetune.task import Task
+from training.finetune_spec import TaskSpec
+
+
+def make_task(
+    spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, label_set: Sequence[str], encoder_decoder: bool
+) -> Task:
+    """encoder_decoder: whether the base is one, which decides how a task that writes text reads and writes.
+
+    Raises: DataError if the label set does not fit the kind.
+    """
+    match spec.kind:
+        case "classification":
+            check_label_set(label_set, spec.kind)
+            return Classification(spec, tokenizer, label_set)
+        case "multi_label":
+            check_label_set(label_set, spec.kind)
+            return MultiLabel(spec, tokenizer, label_set)
+    raise AssertionError(spec.kind)

@@ -1,0 +1,88 @@
+"""The score-task job: predictions and metrics of a fine-tuned folder on a split it did not see.
+
+Inputs: model (ModelFolder), labelled (LabelledSet). Output: a TaskScorecard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from spark_jobs.errors import DataError
+from spark_jobs.manifests import LabelledSet
+from spark_jobs.requests import Outcome, Request
+from training.finetune.examples import read_rows
+from training.finetune.main import make_task_of
+from training.finetune.task import Example, Prediction, Row, Task, Unusable, in_batches
+from training.finetune_spec import ScoreTaskSpec
+from training.inputs import input_uri
+from training.manifests import ModelFolder
+from training.metrics.score import Score
+from training.model_folder import load_model
+from training.processes import num_threads
+
+
+def run(request: Request) -> Outcome:
+    """Raises: DataError if the split is empty, or no prediction of it can be made."""
+    spec = ScoreTaskSpec.model_validate(request.spec)
+    model = ModelFolder.load(input_uri(request, "model"))
+    labelled = LabelledSet.load(input_uri(request, "labelled"))
+    torch.set_num_threads(num_threads())
+    rows = list(read_rows(labelled, spec.split, spec.max_rows))
+    if not rows:
+        raise DataError(f"labelled set {labelled.address} has no row of split {spec.split}: score another split")
+    task = make_task_of(spec.task, labelled, model)
+    network = load_model(model)
+    predictions, unusable = predict_rows(network, task, rows, spec.batch_size)
+    scores = task.score(rows, predictions, spec.seed)
+    data = Path(request.out) / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    write_predictions(rows, predictions, data / "predictions.parquet")
+    main = write_scores(scores, data / "scores.json")
+    counts = {"in": len(rows), "out": len(rows)} | {f"unusable.{reason}": n for reason, n in sorted(unusable.items())}
+    fields = {
+        "task": spec.task.kind, "model": model.address, "metric": main.name,
+        "value": main.value, "low": main.low, "high": main.high,
+    }  # fmt: skip
+    return Outcome(num_rows=len(rows), format="parquet", counts=counts, fields=fields)
+
+
+def predict_rows(
+    model: nn.Module, task: Task, rows: Sequence[Row], batch_size: int
+) -> tuple[dict[str, list[Prediction]], dict[str, int]]:
+    """Predictions by row id, [] for rows that cannot be encoded; and how many these are, by reason."""
+    predictions: dict[str, list[Prediction]] = {row["id"]: [] for row in rows}
+    examples: list[Example] = []
+    unusable: dict[str, int] = {}
+    for row in rows:
+        try:
+            examples += task.encode(row)
+        except Unusable as why:
+            unusable[str(why)] = unusable.get(str(why), 0) + 1
+    answered: dict[int, Prediction] = {}
+    for batch in in_batches(examples, batch_size):
+        for example, prediction in zip(batch, task.predict(model, task.collate(batch)), strict=True):
+            answered[id(example)] = prediction
+    for example in examples:  # windows of a row in the order they were cut
+        predictions[example.id].append(answered[id(example)])
+    return predictions, unusable
+
+
+def write_predictions(rows: Sequence[Row], predictions: dict[str, list[Prediction]], path: Path) -> None:
+    ids = [row["id"] for row in rows]
+    table = {"id": ids, "prediction": [json.dumps(predictions[name], ensure_ascii=False) for name in ids]}
+    pq.write_table(pa.table(table), path, compression="zstd")
+
+
+def write_scores(scores: dict[str, Score], path: Path) -> Score:
+    """All of them, in order; returns the first."""
+    told: dict[str, Any] = {name: score.model_dump(mode="json") for name, score in scores.items()}
+    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    return next(iter(scores.values()))
