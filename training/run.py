@@ -65,6 +65,8 @@ def run_job(request: Request) -> Outcome:
             from training.finetune.export import run
         case "score-task":
             from training.finetune.score import run
+        case "augment":
+            from training.augment.job import run
         case "generate":
             from training.generate import run
         case _:
