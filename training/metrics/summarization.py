@@ -27,7 +27,7 @@ class _Words(Tokenizer):  # type: ignore[misc]
         return words(text)
 
 
-def rouge(
+def rouge_scores(
     hypotheses: Sequence[str | None], references: Sequence[Sequence[str]], bootstrap: Bootstrap
 ) -> dict[str, Score]:
     """rouge1, rouge2, rougeL. hypotheses: None where the model wrote nothing finite: 0, counted invalid.
