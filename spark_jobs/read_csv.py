@@ -11,6 +11,7 @@ import csv
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from spark_jobs.byte_streams import BLOCK_BYTES, COMPRESSED, decompressed, head, lines
 from spark_jobs.read_lines import encoding_of_lines
@@ -21,20 +22,40 @@ QUOTE = b'"'
 UNDECODED = "\udcff"  # a lone surrogate: its row is a reject
 
 
+class Fields(NamedTuple):
+    """One row. place: the file and the byte at which it begins; values: as many as the header has names."""
+
+    place: str
+    values: list[str]
+
+
 def csv_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec, max_bytes: int) -> Iterator[Record]:
     """Raises: Refused if a column is gone or there is no header."""
-    encoding = encoding_of_lines(file, source.encoding)
-    limit = _limit(max_bytes)
-    csv.field_size_limit(limit)
-    header, after_header = _header(file, encoding, source.delimiter)
+    header, rows = csv_table(origin, file, first, stop, source, max_bytes)
     require_columns(header, source.text_column, source.columns)
     if first == 0 and source.columns:
         yield from new_columns(origin, header, (source.text_column, *source.columns))
     column = header.index(source.text_column)
-    if max(first, after_header) >= stop:  # a piece that is all header
-        return
-    feed = _Feed(file, max(first, after_header), stop, encoding, limit)
-    rows = csv.reader(feed, delimiter=source.delimiter)
+    for row in rows:
+        yield row if isinstance(row, Record) else field_record(row.place, row.values[column], "the column")
+
+
+def csv_table(
+    origin: str, file: Path, first: int, stop: int, source: SourceSpec, max_bytes: int
+) -> tuple[list[str], Iterator[Fields | Record]]:
+    """(names of the header, rows that begin in [first, stop)). Raises: Refused if there is no header."""
+    encoding = encoding_of_lines(file, source.encoding)
+    limit = _limit(max_bytes)
+    csv.field_size_limit(limit)
+    header, after_header = _header(file, encoding, source.delimiter)
+    begin = max(first, after_header)
+    if begin >= stop:  # a piece that is all header
+        return header, iter(())
+    return header, _rows(origin, _Feed(file, begin, stop, encoding, limit), source.delimiter, len(header), limit)
+
+
+def _rows(origin: str, feed: _Feed, delimiter: str, width: int, limit: int) -> Iterator[Fields | Record]:
+    rows = csv.reader(feed, delimiter=delimiter)
     while True:
         feed.begin = None
         try:
@@ -48,10 +69,10 @@ def csv_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpec,
         if feed.lost:
             yield Record(place, None, "too_long", threshold=float(limit), detail="a line without end")
             feed.lost = False
-        elif len(row) == len(header):
-            yield field_record(place, row[column], "the column")
+        elif len(row) == width:
+            yield Fields(place, row)
         elif row:
-            yield Record(place, None, "bad_csv", float(len(row)), float(len(header)), "another number of fields")
+            yield Record(place, None, "bad_csv", float(len(row)), float(width), "another number of fields")
 
 
 def row_starts(file: Path, source: SourceSpec, max_bytes: int) -> Iterator[int]:

@@ -46,7 +46,7 @@ def table_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpe
     """The rows of parts [first, stop). Raises: Refused if a column is gone or the text column is no text; pa.ArrowException,
     OSError if the file cannot be opened.
     """
-    table = _Parquet(file) if source.kind == "parquet" else OrcFile(file)
+    table = open_table(source.kind, file)
     _check_schema(table.schema, source)
     if first == 0 and source.columns:
         yield from new_columns(origin, table.schema.names, (source.text_column, *source.columns))
@@ -60,6 +60,11 @@ def table_rows(origin: str, file: Path, first: int, stop: int, source: SourceSpe
             yield Record(f"{origin}@{row}", None, "unreadable", detail=f"{type(err).__name__}: {err}"[:300])
 
 
+def open_table(kind: str, file: Path) -> ParquetTable | OrcFile:
+    """Raises: pa.ArrowException, OSError."""
+    return ParquetTable(file) if kind == "parquet" else OrcFile(file)
+
+
 def _column_records(origin: str, row: int, column: pa.Array) -> Iterator[Record]:
     for place, scalar in enumerate(column):
         try:
@@ -70,7 +75,7 @@ def _column_records(origin: str, row: int, column: pa.Array) -> Iterator[Record]
             yield field_record(f"{origin}@{row + place}", text, "the column")
 
 
-class _Parquet:
+class ParquetTable:
     """The same as OrcFile for Parquet and its row groups."""
 
     def __init__(self, file: Path) -> None:

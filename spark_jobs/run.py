@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from spark_jobs import specs
+from spark_jobs import label_spec, specs
 from spark_jobs.errors import RequestError
 from spark_jobs.job import Job
 from spark_jobs.manifests import Frozen
@@ -37,6 +37,7 @@ def jobs() -> dict[str, tuple[type[Frozen], JobFunction]]:
         dedup,
         expectations,
         ingest,
+        labelled,
         quality_training,
         thresholds,
         tokenization,
@@ -53,6 +54,7 @@ def jobs() -> dict[str, tuple[type[Frozen], JobFunction]]:
         "check-documents": (specs.CheckSpec, expectations.check_documents),
         "tokenizer": (specs.TokenizerSpec, tokenizer.make_tokenizer),
         "tokenize": (specs.TokenizeSpec, tokenization.tokenize),
+        "label": (label_spec.LabelJobSpec, labelled.label),
         "check-tokens": (specs.CheckSpec, expectations.check_tokens),
     }
 
