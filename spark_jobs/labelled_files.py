@@ -26,7 +26,7 @@ SUFFIXES = {
 PACKED = ("jsonl", "csv", "conll", "semeval-relations")
 
 
-def job_spec(spec: LabelSpec) -> LabelJobSpec:
+def with_digests(spec: LabelSpec) -> LabelJobSpec:
     """Raises: RequestError if a source has no file."""
     digests = {str(number): digest_of(source) for number, source in enumerate(spec.sources)}
     return LabelJobSpec(**spec.model_dump(), digests=digests)
