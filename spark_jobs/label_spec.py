@@ -90,7 +90,8 @@ class LabelSource(Frozen):
     tag_column: int = Field(-1, description="conll: place of the tag.")
     translations: str = Field("", description="squad, translation: the same questions in the other language.")
     translate: Literal["questions", "contexts", "both"] = Field("both", description="squad, translation: which texts.")
-    keys: str = Field("", description="semeval-relations: file `id<tab>relation` for sentences without a relation.")
+    # not `keys`: Prefect takes what has such an attribute for a mapping
+    key_file: str = Field("", description="semeval-relations: file `id<tab>relation` for sentences without a relation.")
     directed: bool = Field(True, description="semeval-relations: False cuts (e1,e2) off, as SemEval's keys do.")
     topic_depth: int = Field(1, ge=1, le=4, description="package-topics: parts of `Topic :: A :: B` that make a class.")
 

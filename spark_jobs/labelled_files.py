@@ -37,7 +37,7 @@ def digest_of(source: LabelSource) -> str:
     digest = hashlib.sha256()
     for unit in units_of(source):
         digest.update(f"{unit}\0{_sha256(source, unit)}\n".encode())
-    for extra in (source.translations, source.keys):
+    for extra in (source.translations, source.key_file):
         if extra:
             digest.update(f"\0{file_sha256(Path(extra))}\n".encode())
     return digest.hexdigest()
@@ -60,7 +60,7 @@ def units_of(source: LabelSource) -> list[str]:
         raise RequestError(f"source {source.label!r}: encoding {source.encoding!r} is unknown; wanted one like utf-8")
     if source.kind == "package-topics":
         return [unit for unit in python_environment.list_units(1.0) if unit.startswith(PACKAGE)]
-    for role, extra in (("translations", source.translations), ("keys", source.keys)):
+    for role, extra in (("translations", source.translations), ("key_file", source.key_file)):
         if extra and not Path(extra).is_file():
             raise RequestError(f"source {source.label!r}: {role} {extra!r} is no file; mend the source")
     return _class_files(source) if source.kind == "lines" else _files(source)

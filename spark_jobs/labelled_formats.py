@@ -91,7 +91,7 @@ def relation_examples(origin: str, file: Path, source: LabelSource, max_bytes: i
 
     Where there is no relation it is looked up in `keys`. The marks are taken out; spans e1 and e2 say where they were.
     """
-    keys = relation_keys(source.keys) if source.keys else {}
+    keys = relation_keys(source.key_file) if source.key_file else {}
     held: tuple[str, str, str] | None = None  # (place, number, marked sentence) whose relation has not come yet
     for offset, line in _decoded_lines(file, source.encoding, max_bytes):
         place = f"{origin}@{offset}"
