@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print one JSON line")
     plan.set_defaults(command=_lazy("flows.run_command", "plan"))
 
+    finetune = commands.add_parser("finetune", help="train a model for a task on labelled examples, and score it")
+    _add_night_arguments(finetune)
+    finetune.add_argument("--json", action="store_true", help="end with one JSON line on stdout")
+    finetune.add_argument("--plan", action="store_true", help="only say which steps would run, and why")
+    finetune.set_defaults(command=_lazy("flows.finetune_command", "finetune"))
+
     for name, text in (
         ("trace", "where a document, sequence or model came from, and what became of it"),
         ("forget", "take documents out of every snapshot from now on"),

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import Field, ValidationError
 
-from flows.specs import validate_spec
+from flows.spec_files import validated
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Frozen
 
@@ -199,7 +199,8 @@ def _wanted(entry: DeploymentEntry, flow: Any) -> dict[str, Any]:
 
     parameters = dict(entry.parameters)
     if "spec" in parameters:
-        parameters["spec"] = validate_spec(parameters["spec"]).model_dump(mode="json")
+        kind = get_type_hints(flow.fn)["spec"]
+        parameters["spec"] = validated(kind, parameters["spec"]).model_dump(mode="json")
     limit = entry.concurrency_limit
     return {
         "name": entry.name,

@@ -17,11 +17,12 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 def dry_run(arguments: argparse.Namespace) -> int:
     """Print which steps would run, and the estimate of memory and FLOPs; with --json, one line of both."""
     from flows.console import step_table, terminal
-    from flows.run_command import planned_steps
+    from flows.local_run import planned_steps
+    from flows.run_command import NIGHTLY
     from training.pretrain.estimate import estimate
 
     spec, night = load_spec(arguments.preset, arguments.settings), parse_night(arguments.night)
-    steps = planned_steps(spec, night)
+    steps = planned_steps(spec, night, NIGHTLY.flow)
     told = estimate(spec.train, spec.tokenizer.vocab_size, spec.tokenize.seq_len)
     if arguments.json:
         line = {"night": night, "steps": [step.model_dump(mode="json") for step in steps], "train": told}

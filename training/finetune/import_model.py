@@ -6,7 +6,6 @@ the Hugging Face hub at a named revision. Weights must be safetensors: pickled o
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from transformers import AutoConfig
 
 from spark_jobs.errors import RequestError
 from spark_jobs.requests import Outcome, Request
-from training.finetune_spec import ImportModelSpec
+from training.finetune.source import source_folder
+from training.finetune_spec import ImportJobSpec
 from training.model_folder import weight_bytes
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")  # weights, configuration, tokenizer
@@ -23,7 +23,7 @@ WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")  # weights, 
 
 def run(request: Request) -> Outcome:
     """Raises: RequestError if there is no such folder, or no safetensors and config.json in it."""
-    spec = ImportModelSpec.model_validate(request.spec)
+    spec = ImportJobSpec.model_validate(request.spec)
     data = Path(request.out) / "data"
     data.mkdir(parents=True, exist_ok=True)
     copy_folder(_downloaded(spec) if spec.hub else source_folder(spec), data)
@@ -38,24 +38,7 @@ def run(request: Request) -> Outcome:
     return Outcome(num_rows=len(sizes), format="safetensors", fields=fields)
 
 
-def source_folder(spec: ImportModelSpec) -> Path:
-    """The folder of `spec.path` or `spec.package`. Raises: RequestError if it is not there."""
-    if spec.path:
-        folder, said = Path(spec.path), f"base.path {spec.path}"
-    else:
-        module, _, inner = spec.package.partition("/")
-        found = importlib.util.find_spec(module)
-        if found is None or not found.submodule_search_locations:
-            raise RequestError(f"base.package {spec.package}: no package {module} is installed; pip install it first")
-        folder, said = Path(next(iter(found.submodule_search_locations))) / inner, f"base.package {spec.package}"
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise RequestError(
-            f"{said}: {folder} has no config.json with safetensors beside it; name a Hugging Face folder"
-        )
-    return folder
-
-
-def _downloaded(spec: ImportModelSpec) -> Path:
+def _downloaded(spec: ImportJobSpec) -> Path:
     from huggingface_hub import snapshot_download
 
     try:

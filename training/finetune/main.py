@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel
 from spark_jobs.errors import RequestError, TrainingError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
+from training.finetune.adversarial import against
 from training.finetune.base import load_base, load_tokenizer
 from training.finetune.examples import TaskMaterial, encode_rows, heldout_inputs, read_rows, training_examples
 from training.finetune.kinds import make_task
@@ -96,7 +97,7 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
         (out / "data").mkdir(parents=True, exist_ok=True)
         (out / "scratch").mkdir(exist_ok=True)
         model.config.save_pretrained(out / "data")
-    shared = parallelize(trained, mesh, spec.parallel, spec.precision, output_loss=task.loss)
+    shared = against(parallelize(trained, mesh, spec.parallel, spec.precision, output_loss=task.loss), spec.adversarial)
     material = TaskMaterial(
         task, examples, spec.seed, spec.sequences_per_step, mesh.degrees.batch, _heldout(task, labelled, spec, mesh)
     )

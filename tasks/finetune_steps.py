@@ -1,0 +1,113 @@
+"""The steps of a fine-tuning: each function names its step, its inputs and the code behind it, and runs it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from spark_jobs.errors import RequestError
+from spark_jobs.label_spec import LabelSpec
+from spark_jobs.labelled_files import with_digests
+from spark_jobs.manifests import LabelledSet, file_sha256
+from tasks.engine import current_engine
+from tasks.ledger import champion_now
+from tasks.model_steps import TORCH
+from tasks.steps import Step
+from tasks.workspace import Workspace
+from training.augment_spec import AugmentSpec
+from training.finetune.source import source_folder
+from training.finetune_spec import FinetuneSpec, ImportJobSpec, ImportModelSpec, ScoreTaskSpec
+from training.manifests import ModelFolder, TaskCheckpoint, TaskScorecard
+from training.specs import ExportSpec
+
+PEFT = (*TORCH, "peft")
+
+
+def label_rows(spec: LabelSpec) -> LabelledSet:
+    """Files of examples -> a checked labelled set."""
+    engine = current_engine()
+    return engine.run(
+        Step(
+            name="label", handle=LabelledSet, entry="spark_jobs.labelled", spec=with_digests(spec), night=engine.night,
+            libraries=("pyspark", "pyarrow", "numpy", "numba"), app="spark",
+        )
+    )  # fmt: skip
+
+
+def augment_rows(labelled: LabelledSet, spec: AugmentSpec) -> LabelledSet:
+    """A labelled set -> the same with made rows in its training split."""
+    engine = current_engine()
+    return engine.run(
+        Step(
+            name="augment", handle=LabelledSet, entry="training.augment.job", spec=spec, night=engine.night,
+            inputs={"labelled": labelled}, libraries=TORCH, app="torch",
+        )
+    )  # fmt: skip
+
+
+def import_model(spec: ImportModelSpec) -> ModelFolder:
+    """A folder, a package's model, a pipeline's champion or a repository of the hub -> a model of this workspace."""
+    engine = current_engine()
+    job = ImportJobSpec(**resolved(spec).model_dump(), digest=digest_of(spec))
+    return engine.run(
+        Step(
+            name="import-model", handle=ModelFolder, entry="training.finetune.import_model", spec=job, night=engine.night,
+            libraries=("transformers",), app="torch",
+        )
+    )  # fmt: skip
+
+
+def resolved(spec: ImportModelSpec) -> ImportModelSpec:
+    """A pipeline's champion as the folder it is. Raises: RequestError if the pipeline has none."""
+    if not spec.pipeline:
+        return spec
+    workspace = Workspace.of(spec.pipeline)
+    champion = champion_now(workspace)
+    if champion is None:
+        raise RequestError(f"base.pipeline {spec.pipeline}: it has no champion yet; run its nightly first")
+    return ImportModelSpec(path=str(workspace.at(champion.address) / "data"))
+
+
+def digest_of(spec: ImportModelSpec) -> str:
+    """sha256 over names and bytes of the folder's files: a changed folder is another request. Of the hub: nothing, the
+    revision tells."""
+    if spec.hub:
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(source_folder(resolved(spec)).iterdir()):
+        if path.is_file():
+            digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def finetune_checkpoint(labelled: LabelledSet, base: ModelFolder, spec: FinetuneSpec) -> TaskCheckpoint:
+    """A labelled set and a base -> what the method trained."""
+    engine = current_engine()
+    return engine.run(
+        Step(
+            name="finetune", handle=TaskCheckpoint, entry="training.finetune.main", spec=spec, night=engine.night,
+            inputs={"labelled": labelled, "base": base}, libraries=PEFT, app="torch",
+        )
+    )  # fmt: skip
+
+
+def export_task(checkpoint: TaskCheckpoint, base: ModelFolder, labelled: LabelledSet) -> ModelFolder:
+    """What was trained, put into the base, as a Hugging Face folder."""
+    engine = current_engine()
+    return engine.run(
+        Step(
+            name="export-task", handle=ModelFolder, entry="training.finetune.export", spec=ExportSpec(),
+            night=engine.night, inputs={"checkpoint": checkpoint, "base": base, "labelled": labelled}, libraries=PEFT,
+            app="torch",
+        )
+    )  # fmt: skip
+
+
+def score_task(model: ModelFolder, labelled: LabelledSet, spec: ScoreTaskSpec) -> TaskScorecard:
+    """Predictions and metrics on the split that training did not see."""
+    engine = current_engine()
+    return engine.run(
+        Step(
+            name="score-task", handle=TaskScorecard, entry="training.finetune.score", spec=spec, night=engine.night,
+            inputs={"model": model, "labelled": labelled}, libraries=(*PEFT, "sacrebleu", "rouge-score"), app="torch",
+        )
+    )  # fmt: skip
