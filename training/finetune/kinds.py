@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from training.finetune.classification import Classification, MultiLabel, check_label_set
 from training.finetune.task import Task
@@ -12,11 +12,11 @@ from training.finetune_spec import TaskSpec
 
 
 def make_task(
-    spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, label_set: Sequence[str], encoder_decoder: bool
+    spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, label_set: Sequence[str], config: PreTrainedConfig
 ) -> Task:
-    """encoder_decoder: whether the base is one, which decides how a task that writes text reads and writes.
+    """config: of the base; it decides how a task that writes text reads and writes.
 
-    Raises: DataError if the label set does not fit the kind.
+    Raises: DataError if the label set does not fit the kind. RequestError if the base cannot do the kind.
     """
     match spec.kind:
         case "classification":

@@ -68,7 +68,7 @@ def inputs_of(request: Request) -> tuple[LabelledSet, ModelFolder]:
 
 def make_task_of(spec: TaskSpec, labelled: LabelledSet, base: ModelFolder) -> Task:
     config = AutoConfig.from_pretrained(base.folder())
-    return make_task(spec, load_tokenizer(base), labelled.label_set, bool(config.is_encoder_decoder))
+    return make_task(spec, load_tokenizer(base), labelled.label_set, config)
 
 
 def num_steps(spec: FinetuneSpec, num_examples: int) -> int:
