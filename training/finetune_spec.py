@@ -40,11 +40,18 @@ class TaskSpec(Frozen):
         description="Of a causal model that writes: what stands before the target; {text} is the input. Empty: the task's "
         "own. Of an encoder-decoder: what the encoder reads, for example 'translate English to German: {text}'.",
     )
-    stride: int = Field(32, ge=0, description="question_answering: tokens that two windows of a long context share.")
+    stride: int = Field(
+        32,
+        ge=0,
+        description="tagging, question_answering: tokens that two windows of a long sentence or context share.",
+    )
     max_answer_tokens: int = Field(30, ge=1, description="question_answering: longest answer looked for.")
     threshold: float = Field(0.5, gt=0, lt=1, description="multi_label: probability from which a label is given.")
     beta: float = Field(0.1, gt=0, description="preference: strength of the pull to the reference, DPO's beta.")
     num_beams: int = Field(1, ge=1, le=64, description="Of tasks that write text; 1 is greedy.")
+    language: str = Field(
+        "en", min_length=1, description="translation: BCP 47, of what is written; decides how BLEU tells words apart."
+    )
 
 
 class MethodSpec(Frozen):

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from training.finetune.answers import QuestionAnswering
 from training.finetune.classification import Classification, MultiLabel, check_label_set
+from training.finetune.relation import Relation
+from training.finetune.tagging import Tagging
 from training.finetune.task import Task
 from training.finetune_spec import TaskSpec
 
@@ -25,4 +28,11 @@ def make_task(
         case "multi_label":
             check_label_set(label_set, spec.kind)
             return MultiLabel(spec, tokenizer, label_set)
+        case "tagging":
+            return Tagging(spec, tokenizer, label_set)
+        case "relation":
+            check_label_set(label_set, spec.kind)
+            return Relation(spec, tokenizer, label_set)
+        case "question_answering":
+            return QuestionAnswering(spec, tokenizer, label_set)
     raise AssertionError(spec.kind)
