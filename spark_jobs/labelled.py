@@ -288,7 +288,8 @@ def _require_usable(
             raise DataError(
                 f"label: no row of {split} is left of {counts['in']} (rejects: {why}); mend the sources, or ask for another split"
             )
-    rejected = counts["in"] - counts["out"]
+    copies = counts.get("reject.exact_duplicate", 0)  # they say nothing against the rest
+    rejected = counts["in"] - counts["out"] - copies
     if rejected > spec.max_reject_share * counts["in"]:
         raise DataError(
             f"label: {rejected} of {counts['in']} rows are rejected, more than max_reject_share={spec.max_reject_share}: {why}; "

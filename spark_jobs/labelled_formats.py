@@ -89,7 +89,7 @@ def _decoded_lines(file: Path, declared: str, max_bytes: int) -> Iterator[tuple[
 def relation_examples(origin: str, file: Path, source: LabelSource, max_bytes: int) -> Iterator[Example | Record]:
     """SemEval-2010 task 8: a numbered sentence in quotes, its relation in the next line, a comment, an empty line.
 
-    Where there is no relation it is looked up in `keys`. The marks are taken out; spans e1 and e2 say where they were.
+    Where there is no relation it is looked up in `key_file`. The marks are taken out; spans e1 and e2 say where they were.
     """
     keys = relation_keys(source.key_file) if source.key_file else {}
     held: tuple[str, str, str] | None = None  # (place, number, marked sentence) whose relation has not come yet
@@ -139,7 +139,7 @@ def relation_keys(path: str) -> dict[str, str]:
         number, tab, label = line.partition("\t")
         if line.strip():
             if not tab:
-                raise Refused("bad_keys", f"keys {path!r}: line {line[:60]!r} is no `id<tab>relation`; mend the file")
+                raise Refused("bad_keys", f"key_file {path!r}: line {line[:60]!r} is no `id<tab>relation`; mend the file")
             found[number.strip()] = label.strip()
     return found
 
