@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.metrics.bootstrap import Bootstrap
-from training.metrics.f1 import Counts, KindScores, count_findings, f1, scores_by_kind
+from training.metrics.f1 import Counts, KindScores, count_findings, f1, parts, scores_by_kind
 from training.metrics.pairing import check_paired
 from training.metrics.proportion import proportion
 from training.metrics.ratio import ratio
@@ -64,7 +64,7 @@ def matthews(counts: Counts) -> Score:
     n = counts.resampled.n
 
     def metric(sums: np.ndarray) -> np.ndarray:
-        right, gold, found = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
+        right, gold, found = parts(sums)
         invalid = n - found.sum(-1)
         covariance = n * right.sum(-1) - (gold * found).sum(-1)
         spread_gold = n**2 - (gold**2).sum(-1)

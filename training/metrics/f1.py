@@ -43,7 +43,7 @@ class Counts:
     @property
     def support(self) -> dict[str, int]:
         """Gold findings of each kind."""
-        return dict(zip(self.kinds, _parts(self.resampled.whole)[1].astype(int).tolist(), strict=True))
+        return dict(zip(self.kinds, parts(self.resampled.whole)[1].astype(int).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def f1(counts: Counts, average: Average, name: str) -> Score:
 
 def scores_by_kind(counts: Counts) -> dict[str, KindScores]:
     """Named `precision/KIND`, `recall/KIND`, `f1/KIND`."""
-    whole = _parts(counts.resampled.whole)
+    whole = parts(counts.resampled.whole)
 
     def score(name: str, share: Callable[..., np.ndarray], k: int) -> Score:
         return counts.resampled.score(
-            f"{name}/{counts.kinds[k]}", lambda s: share(*(part[..., k] for part in _parts(s))), "average:none"
+            f"{name}/{counts.kinds[k]}", lambda s: share(*(part[..., k] for part in parts(s))), "average:none"
         )
 
     return {
@@ -117,26 +117,27 @@ def micro_f1(sums: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(sums: np.ndarray) -> np.ndarray:
-    right, gold, found = _parts(sums)
+    right, gold, found = parts(sums)
     present = gold + found > 0
     return ratio(np.where(present, _f1(right, gold, found), 0.0).sum(-1), present.sum(-1))
 
 
 def weighted_f1(sums: np.ndarray) -> np.ndarray:
-    right, gold, found = _parts(sums)
+    right, gold, found = parts(sums)
     return ratio(np.where(gold > 0, gold * _f1(right, gold, found), 0.0).sum(-1), gold.sum(-1))
 
 
 F1_OF: dict[Average, Metric] = {"micro": micro_f1, "macro": macro_f1, "weighted": weighted_f1}
 
 
-def _parts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def parts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right, gold and predicted findings by kind, (..., K) each."""
     right, gold, found = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0)
     return right, gold, found
 
 
 def _summed(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    right, gold, found = (part.sum(-1) for part in _parts(sums))
+    right, gold, found = (part.sum(-1) for part in parts(sums))
     return right, gold, found
 
 

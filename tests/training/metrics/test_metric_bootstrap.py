@@ -105,7 +105,7 @@ def test_pairing_of_other_draws_is_refused(other: Bootstrap) -> None:
 
 def test_pairing_of_other_items_is_refused() -> None:
     bootstrap = Bootstrap(replicates=10)
-    with pytest.raises(DataError, match="got 2 items .* and 3"):
+    with pytest.raises(DataError, match=r"got 2 items .* and 3"):
         paired_difference(sums_of([1.0, 0.0], bootstrap), sums_of([1.0, 0.0, 1.0], bootstrap), mean_of_column(0, 2))
 
 

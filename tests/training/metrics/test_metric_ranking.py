@@ -136,7 +136,7 @@ def test_auc_gives_no_pair_to_a_row_with_a_broken_score(clicked: int) -> None:
 
 
 def test_click_that_is_a_count_is_refused() -> None:
-    with pytest.raises(DataError, match="click 2.0 of row 1"):
+    with pytest.raises(DataError, match=r"click 2\.0 of row 1"):
         auc([0, 2], [0.1, 0.2], ONE)
 
 
