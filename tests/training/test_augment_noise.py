@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_character_noise_share_of_letters_is_kept_on_average(share: float) -> No
         deleted = len(set(word) - set(noisy))
         added = len(noisy) - (len(word) - deleted)
         swapped = sum(
-            kept.index(a) > kept.index(b) for a, b in zip(word, word[1:], strict=False) if {a, b} <= set(kept)
+            kept.index(a) > kept.index(b) for a, b in itertools.pairwise(word) if {a, b} <= set(kept)
         )
         slips += deleted + added + swapped
         letters += len(word)
