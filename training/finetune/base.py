@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from spark_jobs.errors import DataError, RequestError
 from training.finetune.methods import quantization_of
@@ -47,6 +48,8 @@ def load_base(base: ModelFolder, task: Task, spec: FinetuneSpec) -> PreTrainedMo
     quantization = quantization_of(spec.method)
     if quantization is not None:
         options["quantization_config"] = quantization
+    logging.set_verbosity_error()  # that the head is new is what was asked for, not worth a table
+    logging.disable_progress_bar()
     model: PreTrainedModel = task.auto_class.from_pretrained(folder, **options)
     model.config.use_cache = False
     if getattr(model.config, "pad_token_id", None) is None:
