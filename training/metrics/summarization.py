@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
-from rouge_score.tokenizers import Tokenizer  # type: ignore[import-untyped]
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 
 from training.metrics.bootstrap import Bootstrap, mean_scores
 from training.metrics.score import Score
