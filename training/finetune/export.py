@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from spark_jobs.errors import DataError, TrainingError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
 from training.finetune.base import load_base
 from training.finetune.examples import encode_rows, read_rows
+from training.finetune.generation import TextTask
 from training.finetune.main import make_task_of
 from training.finetune.methods import MERGED, apply_method
-from training.finetune.task import Task
+from training.finetune.similarity import MEASURED
+from training.finetune.task import Example, Task
 from training.finetune_spec import FinetuneSpec
 from training.inputs import input_uri
 from training.manifests import ModelFolder, TaskCheckpoint
@@ -75,7 +77,9 @@ def _scheme(spec: FinetuneSpec) -> str:
 
 def trained_model(checkpoint: TaskCheckpoint, base: ModelFolder, task: Task, spec: FinetuneSpec) -> PreTrainedModel:
     """The base with its head and method, holding the checkpoint's weights; in eval mode."""
-    wrapped = apply_method(load_base(base, task, spec), spec.method, task.peft_type, checkpoint.num_steps)
+    model, trained = load_base(base, task, spec), AutoConfig.from_pretrained(checkpoint.folder())
+    model.config.update({name: getattr(trained, name) for name in MEASURED if hasattr(trained, name)})
+    wrapped = apply_method(model, spec.method, task.peft_type, checkpoint.num_steps)
     load_trained(wrapped, load_file(Path(checkpoint.folder()) / f"{checkpoint.exported}.safetensors"))
     return wrapped.eval()
 
@@ -107,6 +111,8 @@ def write_folder(
         model.save_pretrained(data / ADAPTER, safe_serialization=True)
         model = model.get_base_model()
     model.config.use_cache = bool(model.can_generate())
+    if isinstance(task, TextTask):
+        task.settle(model, data)
     model.save_pretrained(data)
     for name in TOKENIZER:
         if (Path(base.folder()) / name).is_file():
@@ -130,8 +136,12 @@ def compare(model: nn.Module, task: Task, labelled: LabelledSet, answers: Path, 
 
 @torch.no_grad()
 def probe(model: nn.Module, task: Task, labelled: LabelledSet) -> list[Tensor]:
-    """What the model answers to a few rows: every float tensor of its output, fp32."""
-    examples, _ = encode_rows(task, read_rows(labelled, "train", PROBES))
+    """What the model answers to the first few rows that can be used: every float tensor of its output, fp32."""
+    examples: list[Example] = []
+    for row in read_rows(labelled, "train"):
+        examples += encode_rows(task, iter([row]))[0]
+        if len(examples) >= PROBES:
+            break
     output = model(**task.collate(examples).model)
     return [value.float() for value in output.values() if isinstance(value, Tensor) and value.is_floating_point()]
 

@@ -8,9 +8,14 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from training.finetune.answers import QuestionAnswering
 from training.finetune.classification import Classification, MultiLabel, check_label_set
+from training.finetune.dialogue import Dialogue
+from training.finetune.preference import Preference
+from training.finetune.ranking import Ranking
 from training.finetune.relation import Relation
+from training.finetune.similarity import Regression, Similarity
 from training.finetune.tagging import Tagging
 from training.finetune.task import Task
+from training.finetune.writing import writing_task
 from training.finetune_spec import TaskSpec
 
 
@@ -35,4 +40,16 @@ def make_task(
             return Relation(spec, tokenizer, label_set)
         case "question_answering":
             return QuestionAnswering(spec, tokenizer, label_set)
+        case "translation" | "summarization":
+            return writing_task(spec, tokenizer, config)
+        case "dialogue":
+            return Dialogue(spec, tokenizer, config)
+        case "similarity":
+            return Similarity(spec, tokenizer)
+        case "regression":
+            return Regression(spec, tokenizer)
+        case "preference":
+            return Preference(spec, tokenizer, config)
+        case "ranking":
+            return Ranking(spec, tokenizer)
     raise AssertionError(spec.kind)

@@ -21,13 +21,13 @@ from training.finetune.base import load_base, load_tokenizer
 from training.finetune.examples import TaskMaterial, encode_rows, heldout_inputs, read_rows, training_examples
 from training.finetune.kinds import make_task
 from training.finetune.methods import apply_method, num_trainable
-from training.finetune.task import Example, Task, TaskInputs
+from training.finetune.task import Example, Task
 from training.finetune_spec import FinetuneSpec, TaskSpec
 from training.inputs import input_uri
 from training.manifests import ModelFolder
 from training.pretrain.flops import model_flops_per_token
 from training.pretrain.launch import launch_ranks
-from training.pretrain.mesh import Mesh, Ranks, make_mesh
+from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.parallel import parallelize
 from training.pretrain.trainer import Plan, train_rank
 
@@ -89,6 +89,7 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))
     model = load_base(base, task, spec)
     examples = task.prepare(model.to(ranks.device), examples, ranks.device)
+    watched = task.prepare(model, _heldout_examples(task, labelled, spec), ranks.device)
     model.train()
     trained = apply_method(model, spec.method, task.peft_type, steps)
     trainable, total = num_trainable(trained)
@@ -99,8 +100,9 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
         model.config.save_pretrained(out / "data")
     shared = against(parallelize(trained, mesh, spec.parallel, spec.precision, output_loss=task.loss), spec.adversarial)
     material = TaskMaterial(
-        task, examples, spec.seed, spec.sequences_per_step, mesh.degrees.batch, _heldout(task, labelled, spec, mesh)
-    )
+        task, examples, spec.seed, spec.sequences_per_step, mesh.degrees.batch,
+        heldout_inputs(task, watched, spec.micro_batch, mesh.at.batch, mesh.degrees.batch),
+    )  # fmt: skip
     plan = Plan(steps, spec.optimizer.learning_rate, _identity(request, labelled, base))
     facts = train_rank(shared, material, spec, plan, out, _flops_per_token(model, examples), why_restarted)
     fields = facts | {
@@ -116,11 +118,10 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     return Outcome(num_rows=facts.get("num_steps", 0), format="safetensors", counts=counts, fields=fields)
 
 
-def _heldout(task: Task, labelled: LabelledSet, spec: FinetuneSpec, mesh: Mesh) -> list[TaskInputs]:
+def _heldout_examples(task: Task, labelled: LabelledSet, spec: FinetuneSpec) -> list[Example]:
     if spec.early_stop.watch != "heldout":
         return []
-    examples, _ = encode_rows(task, read_rows(labelled, "validation", spec.early_stop.num_sequences))
-    return heldout_inputs(task, examples, spec.micro_batch, mesh.at.batch, mesh.degrees.batch)
+    return encode_rows(task, read_rows(labelled, "validation", spec.early_stop.num_sequences))[0]
 
 
 def _flops_per_token(model: PreTrainedModel, examples: Sequence[Example]) -> float:

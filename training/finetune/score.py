@@ -1,6 +1,7 @@
 """The score-task job: predictions and metrics of a fine-tuned folder on a split it did not see.
 
-Inputs: model (ModelFolder), labelled (LabelledSet). Output: a TaskScorecard.
+Inputs: model (ModelFolder), labelled (LabelledSet), and base (ModelFolder) where it is compared with what it was made from,
+as a preference is. Output: a TaskScorecard.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def run(request: Request) -> Outcome:
         raise DataError(f"labelled set {labelled.address} has no row of split {spec.split}: score another split")
     task = make_task_of(spec.task, labelled, model)
     network = load_model(model)
-    predictions, unusable = predict_rows(network, task, rows, spec.batch_size)
+    reference = load_model(ModelFolder.load(input_uri(request, "base"))) if "base" in request.inputs else None
+    predictions, unusable = predict_rows(network, task, rows, spec.batch_size, reference)
     scores = task.score(rows, predictions, spec.seed)
     data = Path(request.out) / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def run(request: Request) -> Outcome:
 
 
 def predict_rows(
-    model: nn.Module, task: Task, rows: Sequence[Row], batch_size: int
+    model: nn.Module, task: Task, rows: Sequence[Row], batch_size: int, reference: nn.Module | None = None
 ) -> tuple[dict[str, list[Prediction]], dict[str, int]]:
     """Predictions by row id, [] for rows that cannot be encoded; and how many these are, by reason."""
     predictions: dict[str, list[Prediction]] = {row["id"]: [] for row in rows}
@@ -66,6 +68,8 @@ def predict_rows(
             examples += task.encode(row)
         except Unusable as why:
             unusable[str(why)] = unusable.get(str(why), 0) + 1
+    if reference is not None:
+        examples = task.prepare(reference, examples, torch.device("cpu"))
     answered: dict[int, Prediction] = {}
     for batch in in_batches(examples, batch_size):
         for example, prediction in zip(batch, task.predict(model, task.collate(batch)), strict=True):

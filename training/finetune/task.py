@@ -75,7 +75,11 @@ class Task(Protocol):
         ...
 
     def prepare(self, model: nn.Module, examples: Sequence[Example], device: torch.device) -> list[Example]:
-        """Examples with what only the untrained model can tell, for example a reference's log-probabilities."""
+        """Examples with what only the untrained model can tell, for example a reference's log-probabilities.
+
+        First called with the examples trained on, then with those held out. What is measured of the first and needed to
+        predict goes into model.config. A collective: every rank calls it.
+        """
         ...
 
     def loss(self, output: Any, inputs: TaskInputs) -> Tensor:
