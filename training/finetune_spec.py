@@ -129,6 +129,13 @@ class FinetuneSpec(LoopSpec):
             raise ValueError("local: replicas that meet now and then are for pre-training; leave it out")
         if self.method.kind == "qlora" and self.parallel.strategy != "ddp":
             raise ValueError("method.kind qlora wants parallel.strategy ddp: 4-bit weights cannot be sharded")
+        if self.method.kind == "adalora" and self.parallel.strategy != "ddp":
+            raise ValueError("method.kind adalora wants parallel.strategy ddp: ranks of all layers are compared whole")
+        if self.adversarial.kind != "none" and self.adaptive_batch.measure_every:
+            raise ValueError(
+                f"adaptive_batch.measure_every {self.adaptive_batch.measure_every} with adversarial.kind {self.adversarial.kind}: "
+                "the noise of gradients at moved inputs is not that of the data; set it to 0"
+            )
         return self
 
 

@@ -16,20 +16,21 @@ from transformers import AutoConfig, PreTrainedModel
 from spark_jobs.errors import RequestError, TrainingError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
+from training.finetune.adalora import RankSchedule, check_steps, with_penalty
 from training.finetune.adversarial import against
 from training.finetune.base import load_base, load_tokenizer
 from training.finetune.examples import TaskMaterial, encode_rows, heldout_inputs, read_rows, training_examples
 from training.finetune.kinds import make_task
 from training.finetune.methods import apply_method, num_trainable
 from training.finetune.task import Example, Task
-from training.finetune_spec import FinetuneSpec, TaskSpec
+from training.finetune_spec import FinetuneSpec, MethodSpec, TaskSpec
 from training.inputs import input_uri
 from training.manifests import ModelFolder
 from training.pretrain.flops import model_flops_per_token
 from training.pretrain.launch import launch_ranks
 from training.pretrain.mesh import Ranks, make_mesh
-from training.pretrain.parallel import parallelize
-from training.pretrain.trainer import Plan, train_rank
+from training.pretrain.parallel import OutputLoss, parallelize
+from training.pretrain.trainer import Companion, Plan, train_rank
 
 
 def run(request: Request) -> Outcome:
@@ -98,13 +99,15 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
         (out / "data").mkdir(parents=True, exist_ok=True)
         (out / "scratch").mkdir(exist_ok=True)
         model.config.save_pretrained(out / "data")
-    shared = against(parallelize(trained, mesh, spec.parallel, spec.precision, output_loss=task.loss), spec.adversarial)
+    loss, companion = with_method(task.loss, trained, spec.method, steps)
+    shared = against(parallelize(trained, mesh, spec.parallel, spec.precision, output_loss=loss), spec.adversarial)
     material = TaskMaterial(
         task, examples, spec.seed, spec.sequences_per_step, mesh.degrees.batch,
         heldout_inputs(task, watched, spec.micro_batch, mesh.at.batch, mesh.degrees.batch),
     )  # fmt: skip
     plan = Plan(steps, spec.optimizer.learning_rate, _identity(request, labelled, base))
-    facts = train_rank(shared, material, spec, plan, out, _flops_per_token(model, examples), why_restarted)
+    flops = _flops_per_token(model, examples)
+    facts = train_rank(shared, material, spec, plan, out, flops, why_restarted, companion)
     fields = facts | {
         "model_type": model.config.model_type,
         "num_parameters": total,
@@ -122,6 +125,17 @@ def _heldout_examples(task: Task, labelled: LabelledSet, spec: FinetuneSpec) -> 
     if spec.early_stop.watch != "heldout":
         return []
     return encode_rows(task, read_rows(labelled, "validation", spec.early_stop.num_sequences))[0]
+
+
+def with_method(
+    loss: OutputLoss, trained: PreTrainedModel, method: MethodSpec, num_steps: int
+) -> tuple[OutputLoss, Companion | None]:
+    """The loss with what the method adds to it, and what goes along with the optimizer's steps."""
+    if method.kind != "adalora":
+        return loss, None
+    check_steps(num_steps)
+    ranks = RankSchedule(trained)
+    return with_penalty(loss, trained, ranks.config.orth_reg_weight), ranks.follow
 
 
 def _flops_per_token(model: PreTrainedModel, examples: Sequence[Example]) -> float:

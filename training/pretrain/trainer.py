@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from spark_jobs.errors import TrainingError
 from training.loop_spec import LoopSpec, SpikeSpec
@@ -39,6 +40,8 @@ from training.pretrain.token_shards import Prefetcher
 from training.specs import TrainSpec
 
 Judge = Callable[[float, float], str]
+# Told of the optimizer once it is made; answers with tensors that change with its steps, for the checkpoint.
+Companion = Callable[[torch.optim.Optimizer], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,14 @@ def train_step(
 
 def train_rank(
     model: ParallelModel, material: Material, spec: LoopSpec, plan: Plan, out: Path, flops_per_token: float = 0.0,
-    why_restarted: str = "",
+    why_restarted: str = "", companion: Companion | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model to the plan's end, resuming from the newest complete checkpoint under `out`.
 
     Writes out/data/{model,optimizer}.safetensors, ema.safetensors where there is an average, curve.jsonl and, where
     there were any, incidents.jsonl. Returns facts for the handle. `why_restarted` is told where this is no first start.
     """
-    training = Training(model, material, spec, plan, out, flops_per_token)
+    training = Training(model, material, spec, plan, out, flops_per_token, companion)
     if why_restarted:
         training.tell_restart(why_restarted)
     profiler = StepProfiler(spec.profile, out / "scratch", model.mesh.ranks)
@@ -148,8 +151,9 @@ class Training:
     """A model on its way: one rank's part, with everything that changes from step to step."""
 
     def __init__(
-        self, model: ParallelModel, material: Material, spec: LoopSpec, plan: Plan, out: Path, flops_per_token: float
-    ) -> None:
+        self, model: ParallelModel, material: Material, spec: LoopSpec, plan: Plan, out: Path, flops_per_token: float,
+        companion: Companion | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.material, self.spec, self.plan, self.out = model, material, spec, plan, out
         self.ranks, self.degrees = model.mesh.ranks, model.mesh.degrees
         self.num_sequences = plan.num_steps * spec.sequences_per_step
@@ -159,6 +163,8 @@ class Training:
         self.average = Average(model.module, spec.ema.decay) if spec.ema.decay else None
         if self.average is not None:
             self.tensors |= self.average.state()
+        if companion is not None:
+            self.tensors |= companion(self.optimizer)
         seed_dropout(spec.seed, model.mesh)
         self.folder = out / "scratch" / "checkpoints"
         in_background = spec.checkpoint_mode == "async"
