@@ -32,7 +32,7 @@ def wordpieces() -> PreTrainedTokenizerFast:
     letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
     vocabulary = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *WORDS]
     numbers = {piece: number for number, piece in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))  # noqa: S106 no password
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -47,7 +47,7 @@ def byte_pieces() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]")
 
 
 TOKENIZER = wordpieces()
