@@ -35,10 +35,17 @@ Average = Literal["micro", "macro", "weighted"]
 
 @dataclass(frozen=True)
 class Counts:
-    """Right, gold and predicted findings of each kind, as statistics (..., 3 K): the K right ones first."""
+    """Right, gold and predicted findings of each kind, as statistics (..., 3 K): the K right ones first.
+
+    definition: what a finding is, for signatures.
+    """
 
     kinds: tuple[str, ...]
     resampled: Resampled
+    definition: str
+
+    def score(self, name: str, metric: Metric, average: str) -> Score:
+        return self.resampled.score(name, metric, "|".join(filter(None, (f"average:{average}", self.definition))))
 
     @property
     def support(self) -> dict[str, int]:
@@ -62,6 +69,7 @@ def count_findings(
     predicted: Sequence[AbstractSet[T] | None],
     kind_of: Callable[[T], str],
     bootstrap: Bootstrap,
+    definition: str = "",
 ) -> Counts:
     """predicted: None for an item without a valid prediction."""
     check_paired(gold=gold, predicted=predicted)
@@ -73,22 +81,24 @@ def count_findings(
     def statistic(counts_N: np.ndarray) -> np.ndarray:
         return np.concatenate([np.bincount(kind, counts_N[item], len(kinds)) for item, kind in columns])
 
-    return Counts(kinds, resample(len(gold), statistic, bootstrap, sum(items is None for items in predicted)))
+    return Counts(
+        kinds, resample(len(gold), statistic, bootstrap, sum(items is None for items in predicted)), definition
+    )
 
 
 def precision(counts: Counts, name: str = "precision") -> Score:
     """Micro-averaged: right findings of all predicted ones."""
-    return counts.resampled.score(name, lambda s: _precision(*_summed(s)), "average:micro")
+    return counts.score(name, lambda s: _precision(*_summed(s)), "micro")
 
 
 def recall(counts: Counts, name: str = "recall") -> Score:
     """Micro-averaged: right findings of all gold ones."""
-    return counts.resampled.score(name, lambda s: _recall(*_summed(s)), "average:micro")
+    return counts.score(name, lambda s: _recall(*_summed(s)), "micro")
 
 
 def f1(counts: Counts, average: Average, name: str) -> Score:
     classes = "" if average == "micro" else "|classes:gold-or-predicted"
-    return counts.resampled.score(name, F1_OF[average], f"average:{average}{classes}")
+    return counts.score(name, F1_OF[average], f"{average}{classes}")
 
 
 def scores_by_kind(counts: Counts) -> dict[str, KindScores]:
@@ -96,9 +106,7 @@ def scores_by_kind(counts: Counts) -> dict[str, KindScores]:
     whole = parts(counts.resampled.whole)
 
     def score(name: str, share: Callable[..., np.ndarray], k: int) -> Score:
-        return counts.resampled.score(
-            f"{name}/{counts.kinds[k]}", lambda s: share(*(part[..., k] for part in parts(s))), "average:none"
-        )
+        return counts.score(f"{name}/{counts.kinds[k]}", lambda s: share(*(part[..., k] for part in parts(s))), "none")
 
     return {
         kind: KindScores(

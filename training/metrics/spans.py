@@ -15,7 +15,7 @@ import numpy as np
 
 from spark_jobs.errors import DataError
 from training.metrics.bootstrap import Bootstrap, resample_sums
-from training.metrics.f1 import Counts, KindScores, count_findings, f1, micro_f1, precision, recall, scores_by_kind
+from training.metrics.f1 import Counts, KindScores, count_findings, f1, precision, recall, scores_by_kind
 from training.metrics.pairing import check_paired
 from training.metrics.ratio import ratio
 from training.metrics.score import Score
@@ -59,7 +59,7 @@ def span_scores(
     """
     counts = count_spans(gold, predicted, bootstrap)
     return {
-        "span_f1": counts.resampled.score("span_f1", micro_f1, f"average:micro|{SCHEME}"),
+        "span_f1": f1(counts, "micro", "span_f1"),
         "span_precision": precision(counts, "span_precision"),
         "span_recall": recall(counts, "span_recall"),
         "span_macro_f1": f1(counts, "macro", "span_macro_f1"),
@@ -86,6 +86,7 @@ def count_spans(
         [None if tags is None else frozenset(spans_of(tags)) for tags in predicted],
         lambda span: span.label,
         bootstrap,
+        SCHEME,
     )
 
 

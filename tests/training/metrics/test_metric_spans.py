@@ -36,7 +36,7 @@ def test_span_that_begins_with_an_inside_tag_is_a_miss() -> None:
     scores = span_scores([["B-PER", "I-PER"]], [["I-PER", "I-PER"]], ONE)
     assert scores["span_f1"].value == 0.0
     assert scores["orphan_share"].value == 1.0
-    assert "scheme:IOB2|mode:strict" in scores["span_f1"].signature
+    assert all("scheme:IOB2|mode:strict" in score.signature for score in scores.values())
 
 
 def test_scores_of_two_sentences() -> None:
