@@ -9,6 +9,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows.deploy import TAG, Applied, apply_file, prefect_file, read_prefect_file
+from flows.finetune_specs import FinetuneRunSpec, load_finetune_spec
 from flows.specs import NightlySpec, load_spec
 from spark_jobs.errors import RequestError
 
@@ -52,7 +53,7 @@ def test_shipped_file_is_applied_and_a_second_time_changes_nothing(apply, tree):
     assert {line.state for line in again.values()} == {"unchanged"}
     assert set(again) == {"cpu", "gpu", "nightly/nightly"} | {
         f"{name}/{name}"
-        for name in ("prepare-corpus", "train-model", "compress-model", "evaluate-model", "release-model")
+        for name in ("prepare-corpus", "train-model", "compress-model", "evaluate-model", "release-model", "finetune")
     }
 
 
@@ -69,6 +70,15 @@ def test_nightly_runs_at_two_utc_one_at_a_time_and_says_so_in_its_form(apply, tr
     steps = nightly.parameter_openapi_schema["definitions"]["TrainSpec"]["properties"]
     assert steps["num_steps"]["minimum"] == 1
     assert "Optimizer steps" in steps["num_steps"]["description"]
+
+
+def test_form_of_finetune_starts_as_the_preset_that_needs_no_file(apply, tree, client):
+    apply(tree)
+    finetune = client.read_deployment_by_name("finetune/finetune")
+    assert finetune.work_pool_name == "gpu"
+    assert FinetuneRunSpec.model_validate(finetune.parameters["spec"]) == load_finetune_spec("topics", [])
+    methods = finetune.parameter_openapi_schema["definitions"]["MethodSpec"]["properties"]["kind"]
+    assert "lora" in methods["enum"]
 
 
 def test_changed_schedule_replaces_the_old_one(apply, tree, client):
