@@ -2,18 +2,21 @@
 
     python -m benchmarks.train [--ranks 2] [--repeats 5] [--steps 12] [--chunk-tokens 128] [--profile]
 
-Real text of ../shared/data/text, a vocabulary trained on it, the demo's Llama shape, fp32, AdamW with clipping. All
-three see the same packed sequences (mask of documents, positions that start again) in as many processes. They take
-turns, each turn begins with steps that do not count, and the table has the median of the turns and their spread.
-The Trainer has its defaults, without reports, progress bar and the search for unused parameters; it runs on accelerate (`uv pip install -c
-constraints.txt -e '.[bench]'`), and vs_trainer is null without it. The bare loop has its batches and masks ready,
-and does steps only: no curve, no TensorBoard.
+Real text of ../shared/data/text, a vocabulary trained on it, the demo's Llama shape, fp32, AdamW with clipping, the
+logits of a whole micro-batch. All three see the same packed sequences (mask of documents, positions that start again)
+in as many processes. They take turns; each turn is in processes of its own, which have the allocator that such ranks have
+(training/pretrain/allocator.py: this trainer keeps freed memory, the others as users run them do not), and begins with
+steps that do not count. The table has the median of the turns and their spread, and how the others do where freed
+memory is kept for them. The Trainer has its defaults, without reports, progress bar and the search for unused
+parameters; it runs on accelerate (`uv pip install -c constraints.txt -e '.[bench]'`), and vs_trainer is null without it.
+The bare loop has its batches and masks ready, and does steps only: no curve, no TensorBoard.
 
 Ends with one JSON line: {"tokens_per_s", "vs_trainer", "vs_bare_loop", "loader_share", "packing_ratio", "stall_ms",
-"resume_s", "matmul_share"}. tokens_per_s: real tokens of all ranks, without padding. packing_ratio: real tokens a
-second of short documents packed, over those padded to the longest of their batch. resume_s: from a rank being up to
-the end of its first step after a checkpoint. matmul_share: of the fp32 matrix products that all ranks reach
-together; FLOPs as in training/pretrain/flops.py.
+"resume_s", "matmul_share", "stall_async_ms", "vs_trainer_memory_kept", "vs_bare_loop_memory_kept"}. tokens_per_s: real
+tokens of all ranks, without padding. packing_ratio: real tokens a second of short documents packed, over those padded
+to the longest of their batch. stall_ms: what a blocking checkpoint adds to training, stall_async_ms: one in the
+background. resume_s: from a rank being up to the end of its first step after a checkpoint. matmul_share: of the fp32
+matrix products that all ranks reach together; FLOPs as in training/pretrain/flops.py.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import argparse
 import contextlib
 import functools
 import gzip
+import importlib
 import importlib.util
 import json
 import os
@@ -46,6 +50,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parity import on_ranks
 from spark_jobs.manifests import TokenizerFiles
+from training.pretrain.allocator import keep_freed_memory
 from training.pretrain.chunked_loss import install_loss_head
 from training.pretrain.flops import model_flops_per_token
 from training.pretrain.loss import sum_cross_entropy
@@ -88,7 +93,6 @@ class Setting:
         common = {
             "model": model, "sequences_per_step": self.sequences, "micro_batch": self.sequences, "ranks": self.ranks,
             "num_steps": 10_000, "checkpoint_every": 10_000, "parallel": {"strategy": "ddp"},
-            "loss": {"chunk_tokens": self.chunk_tokens},
         }  # fmt: skip
         return TrainSpec.model_validate(common | changes)
 
@@ -300,10 +304,11 @@ def matmul_peak(ranks: Ranks) -> float:
     return float(total)
 
 
-def checkpoint_times(setting: Setting, ranks: Ranks) -> dict[str, list[float]]:
+def checkpoint_times(setting: Setting, ranks: Ranks, mode: str) -> dict[str, list[float]]:
     """stall: seconds that each checkpoint adds to the step that begins it and those after it, in which it may still be
     written. resume: seconds from nothing to the end of the first step after the newest checkpoint."""
-    out, spec = setting.folder / "checkpointed", setting.spec(checkpoint_every=CHECKPOINT_EVERY)
+    out = setting.folder / f"checkpointed-{mode}"
+    spec = setting.spec(checkpoint_every=CHECKPOINT_EVERY, checkpoint_mode=mode)
     last = CHECKPOINT_EVERY * setting.repeats
     training = start_training(setting, ranks, spec, out)
     seconds = [0.0]  # of each step; the first is number 1
@@ -330,53 +335,96 @@ def resume_time(setting: Setting, ranks: Ranks, spec: TrainSpec, out: Path, step
     return seconds
 
 
-def contestants(setting: Setting, ranks: Ranks, packed: list[Row]) -> dict[str, Callable[[int], dict[str, float]]]:
-    """Each takes the number of a turn and returns at least tokens_per_s."""
-    found: dict[str, Callable[[int], dict[str, float]]] = {
-        "nightmill": lambda turn: nightmill_turn(setting, ranks, turn),
-        "nightmill, whole logits": lambda turn: nightmill_turn(setting, ranks, turn, loss={}),
-        "nightmill, FSDP2": lambda turn: nightmill_turn(setting, ranks, turn, parallel={}),
-        "bare loop": lambda turn: {"tokens_per_s": bare_turn(setting, ranks, in_steps(packed, setting, turn), SEQ_LEN)},
+@dataclass(frozen=True)
+class Contestant:
+    """turn: what one of its ranks does in a turn, given its number; at least tokens_per_s. keeps_memory: how its ranks'
+    allocator is set."""
+
+    turn: Callable[[Ranks, int], dict[str, float]]
+    keeps_memory: bool = False
+
+
+def contestants(setting: Setting) -> dict[str, Contestant]:
+    packed, short, single = (read_rows(setting.folder / f"{name}.parquet") for name in ("packed", "short", "single"))
+
+    def nightmill(**changes: Any) -> Contestant:
+        return Contestant(lambda ranks, turn: nightmill_turn(setting, ranks, turn, **changes), keeps_memory=True)
+
+    def bare(rows: list[Row], keeps_memory: bool = False) -> Contestant:
+        def turn(ranks: Ranks, number: int) -> dict[str, float]:
+            return {"tokens_per_s": bare_turn(setting, ranks, in_steps(rows, setting, number), SEQ_LEN)}
+
+        return Contestant(turn, keeps_memory)
+
+    def trainer(ranks: Ranks, turn: int) -> dict[str, float]:
+        return {"tokens_per_s": trainer_turn(setting, ranks, in_steps(packed, setting, turn))}
+
+    def padded(ranks: Ranks, turn: int) -> dict[str, float]:
+        return {"tokens_per_s": bare_turn(setting, ranks, padded_steps(single, setting, turn))}
+
+    found = {
+        "nightmill": nightmill(),
+        f"nightmill, loss in chunks of {setting.chunk_tokens}": nightmill(loss={"chunk_tokens": setting.chunk_tokens}),
+        "nightmill, FSDP2": nightmill(parallel={}),
+        "bare loop": bare(packed),
+        "bare loop, freed memory kept": bare(packed, keeps_memory=True),
+        "short, packed": bare(short),
+        "short, padded": Contestant(padded),
     }
-    if importlib.util.find_spec("accelerate") is not None:
-        found["Trainer"] = lambda turn: {"tokens_per_s": trainer_turn(setting, ranks, in_steps(packed, setting, turn))}
-    short, single = (read_rows(setting.folder / f"{name}.parquet") for name in ("short", "single"))
+    if importlib.util.find_spec("accelerate") is None:
+        return found
+    importlib.import_module("transformers.trainer")  # once, not in every turn
     return found | {
-        "short, packed": lambda turn: {
-            "tokens_per_s": bare_turn(setting, ranks, in_steps(short, setting, turn), SEQ_LEN)
-        },
-        "short, padded": lambda turn: {"tokens_per_s": bare_turn(setting, ranks, padded_steps(single, setting, turn))},
+        "Trainer": Contestant(trainer),
+        "Trainer, freed memory kept": Contestant(trainer, keeps_memory=True),
     }
 
 
-def measure(setting: Setting, ranks: Ranks) -> dict[str, Any]:
-    """On each rank; what rank 0 returns counts."""
-    rank_facts = {
-        "RANK": ranks.rank,
-        "LOCAL_RANK": ranks.rank,
-        "WORLD_SIZE": ranks.world_size,
-        "LOCAL_WORLD_SIZE": ranks.world_size,
-    }
-    threads = num_threads(ranks.world_size)
-    os.environ.update({name: str(value) for name, value in (rank_facts | {"OMP_NUM_THREADS": threads}).items()})
-    torch.set_num_threads(threads)
-    runs = contestants(setting, ranks, read_rows(setting.folder / "packed.parquet"))
+def on_own_ranks(setting: Setting, function: Callable[[Ranks], Any], keeps_memory: bool = True) -> Any:
+    """What `function` returns on the first of new ranks, which are set up as a launcher and join_ranks do."""
+
+    def start(ranks: Ranks) -> Any:
+        threads, world_size = num_threads(ranks.world_size), ranks.world_size
+        facts = {"RANK": ranks.rank, "LOCAL_RANK": ranks.rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+        os.environ.update({name: str(value) for name, value in (facts | {"OMP_NUM_THREADS": threads}).items()})
+        torch.set_num_threads(threads)
+        if keeps_memory:
+            keep_freed_memory()
+        return function(ranks)
+
+    return on_ranks(start, setting.ranks)[0]
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Turns of all contestants, each time another one first; then checkpoints."""
+    runs = contestants(setting)
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     peaks = []
-    for turn in range(setting.repeats):
-        names = list(runs)[turn % len(runs) :] + list(runs)[: turn % len(runs)]
-        peaks.append(matmul_peak(ranks))
-        for name in names:
-            dist.barrier()
-            turns[name].append(runs[name](turn))
+    for number in range(setting.repeats):
+        peaks.append(on_own_ranks(setting, matmul_peak))
+        for name in [*list(runs)[number % len(runs) :], *list(runs)[: number % len(runs)]]:
+            contestant = runs[name]
+            run = functools.partial(_turn_of, contestant, number)
+            turns[name].append(on_own_ranks(setting, run, contestant.keeps_memory))
+    checkpoints = {
+        mode: on_own_ranks(setting, lambda ranks, mode=mode: checkpoint_times(setting, ranks, mode))
+        for mode in ("blocking", "async")
+    }
+    return {"turns": turns, "peaks": peaks, "checkpoints": checkpoints} | on_own_ranks(setting, lambda _: size(setting))
+
+
+def _turn_of(contestant: Contestant, number: int, ranks: Ranks) -> dict[str, float]:
+    return contestant.turn(ranks, number)
+
+
+def size(setting: Setting) -> dict[str, float]:
+    """parameters, and FLOPs a token."""
     model = new_model(model_config(setting.spec().model, tokenizer_facts(), SEQ_LEN), 0)
-    facts = {"flops": model_flops_per_token(model, SEQ_LEN), "parameters": sum(p.numel() for p in model.parameters())}
-    return {"turns": turns, "peaks": peaks, "checkpoints": checkpoint_times(setting, ranks)} | facts
+    return {"flops": model_flops_per_token(model, SEQ_LEN), "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def profile_steps(setting: Setting, ranks: Ranks) -> None:
     """Print where the time of rank 0's steps goes."""
-    torch.set_num_threads(num_threads(ranks.world_size))
     training = start_training(setting, ranks, setting.spec(), setting.folder / "profiled")
     for _ in range(WARM_STEPS):
         training.advance()
@@ -397,7 +445,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             return None
         return round(float(statistics.median(a / b for a, b in zip(turns[name], turns[other], strict=True))), 3)
 
-    checkpoints = found["checkpoints"]
+    blocking, background = (found["checkpoints"][mode] for mode in ("blocking", "async"))
     speed = statistics.median(turns["nightmill"])
     return {
         "tokens_per_s": round(speed, 1),
@@ -405,9 +453,12 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         "vs_bare_loop": ratio("nightmill", "bare loop"),
         "loader_share": round(statistics.median(turn["loader_share"] for turn in found["turns"]["nightmill"]), 5),
         "packing_ratio": ratio("short, packed", "short, padded"),
-        "stall_ms": round(1000 * statistics.median(checkpoints["stall"]), 1),
-        "resume_s": round(statistics.median(checkpoints["resume"]), 3),
+        "stall_ms": round(1000 * statistics.median(blocking["stall"]), 1),
+        "resume_s": round(statistics.median(blocking["resume"]), 3),
         "matmul_share": round(found["flops"] * speed / statistics.median(found["peaks"]), 3),
+        "stall_async_ms": round(1000 * statistics.median(background["stall"]), 1),
+        "vs_trainer_memory_kept": ratio("nightmill", "Trainer, freed memory kept"),
+        "vs_bare_loop_memory_kept": ratio("nightmill", "bare loop, freed memory kept"),
     }
 
 
@@ -426,7 +477,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8, help=f"of {SEQ_LEN} tokens in a step, over all ranks")
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--chunk-tokens", type=int, default=128, help="train.loss.chunk_tokens of the first row")
+    parser.add_argument("--chunk-tokens", type=int, default=128, help="train.loss.chunk_tokens of the second row")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=12, help="counted in a turn")
     parser.add_argument("--profile", action="store_true", help="print a profile of the steps instead")
@@ -437,9 +488,9 @@ def main() -> None:
         setting = Setting(folder=Path(folder), **asked)
         write_rows(setting.folder)
         if profiled:
-            on_ranks(lambda ranks: profile_steps(setting, ranks), setting.ranks)
+            on_own_ranks(setting, lambda ranks: profile_steps(setting, ranks))
             return
-        found = on_ranks(lambda ranks: measure(setting, ranks), setting.ranks)[0]
+        found = measure(setting)
     print_table(found)
     print(json.dumps(summary(found)))
 
