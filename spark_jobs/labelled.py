@@ -17,7 +17,7 @@ from spark_jobs import tables
 from spark_jobs.errors import DataError
 from spark_jobs.job import Job
 from spark_jobs.label_spec import LabelJobSpec, LabelSpec
-from spark_jobs.labelled_checks import CLASSES, SINGLE, checked, mended
+from spark_jobs.labelled_checks import CLASSES, MENDINGS, checked, mended
 from spark_jobs.labelled_examples import CONTENT
 from spark_jobs.labelled_files import digest_of
 from spark_jobs.labelled_leaks import find_leaks, input_of, sign
@@ -46,11 +46,13 @@ def label(job: Job, spec: LabelJobSpec) -> Outcome:
     )
     _require_few_outside(known, spec)
     placed = tables.stage(place(known, spec), job.scratch("placed"))
-    alone = tables.stage(without_copies(placed, spec), job.scratch("alone"))
-    free = tables.stage(without_leaks(job, alone, spec), job.scratch("free"))
+    free = tables.stage(without_leaks(job, without_copies(placed, spec), spec), job.scratch("free"))
     balance = class_counts(free)
-    final = tables.stage(without_unseen(free, balance, spec), job.scratch("final"))
-    return _written(job, final, spec)
+    unseen = unseen_classes(balance, spec)
+    if unseen:
+        free = tables.stage(without_unseen(free, unseen), job.scratch("seen"))
+        balance = class_counts(free)
+    return _written(job, free, balance, spec)
 
 
 def _require_same_files(spec: LabelJobSpec) -> None:
@@ -134,7 +136,7 @@ def without_copies(placed: DataFrame, spec: LabelSpec) -> DataFrame:
     crossing = is_copy & (F.col("split") != F.col("first.split"))
     rows = _refused(
         ranked,
-        crossing if spec.leak.action == "drop" else F.lit(False),
+        crossing & F.lit(spec.leak.action != "report"),
         "leak",
         one,
         F.lit(spec.leak.min_jaccard),
@@ -192,14 +194,11 @@ def without_leaks(job: Job, rows: DataFrame, spec: LabelSpec) -> DataFrame:
 
 
 def _require_no_leak(rows: DataFrame) -> None:
-    found = rows.where("leak").select("id", "split", "source", "origin", "keeper", "jaccard")
+    found = rows.where("leak or reason = 'leak'").select("id", "split", "source", "origin", "keeper", "jaccard")
     first = found.orderBy("id", "source", "origin").first()
     if first is not None:
-        why = (
-            "is in the group of a row"
-            if first["keeper"] is None
-            else f"copies {first['keeper']} (Jaccard {first['jaccard']:.2f})"
-        )
+        near = first["keeper"] is not None
+        why = f"copies {first['keeper']} (Jaccard {first['jaccard']:.2f})" if near else "has content or group of a row"
         raise DataError(
             f"label: {found.count()} rows leak between splits; {first['id']} of {first['split']} ({first['source']} {first['origin']}) "
             f"{why} of a more protected split; mend the splits, or set leak.action=drop"
@@ -215,40 +214,43 @@ def class_counts(rows: DataFrame) -> dict[str, dict[str, int]]:
     return counts
 
 
-def without_unseen(rows: DataFrame, balance: dict[str, dict[str, int]], spec: LabelSpec) -> DataFrame:
-    """Raises: DataError if the spec refuses classes that only validation or test has."""
+def unseen_classes(balance: dict[str, dict[str, int]], spec: LabelSpec) -> list[str]:
+    """Those of validation and test that train has not. Raises: DataError if the spec refuses them."""
     seen = balance.get("train", {})
-    unseen = {
-        (split, name): number
+    unseen = [
+        (name, split, number)
         for split in PROTECTED
         for name, number in balance.get(split, {}).items()
         if name not in seen
-    }
+    ]
     if unseen and spec.unseen == "refuse":
-        names = ", ".join(f"{name!r} of {split} ({number})" for (split, name), number in sorted(unseen.items())[:5])
+        names = ", ".join(f"{name!r} ({number} rows of {split})" for name, split, number in sorted(unseen)[:5])
         raise DataError(
             f"label: train has no row of class {names}; give train examples of it, leave it out of label_set, or set unseen=drop"
         )
-    if not unseen:
-        return rows
-    absent = F.array_intersect("classes", F.array(*map(F.lit, sorted({name for _, name in unseen}))))
+    return sorted({name for name, _, _ in unseen})
+
+
+def without_unseen(rows: DataFrame, unseen: list[str]) -> DataFrame:
+    absent = F.array_intersect("classes", F.array(*map(F.lit, unseen)))
     why = F.concat(F.lit("train has no "), F.array_join(absent, ", "))
     return _refused(rows, F.size(absent) > 0, "class_not_in_train", F.lit(0.0), F.lit(1.0), why)
 
 
-def _written(job: Job, final: DataFrame, spec: LabelSpec) -> Outcome:
+def _written(job: Job, final: DataFrame, balance: dict[str, dict[str, int]], spec: LabelSpec) -> Outcome:
+    facts = {"conflict": F.col("conflict"), "leak": F.col("leak")}
+    facts |= {f"mended.{name}": F.array_contains("mended", name) & F.col("reason").isNull() for name in MENDINGS}
     totals = final.groupBy("reason", "split").agg(
         F.count("*").alias("rows"), F.sum(F.octet_length(F.to_json(F.struct(*CONTENT)))).alias("num_bytes"),
-        F.count_if("conflict").alias("conflict"), F.count_if("leak").alias("leak"),
+        *(F.count_if(fact).alias(name) for name, fact in facts.items()),
     ).collect()  # fmt: skip
     counts = tables.counts_of((row["reason"], row["rows"]) for row in totals)
     sizes = {
         split: sum(row["rows"] for row in totals if row["reason"] is None and row["split"] == split)
         for split in PROTECTED
     }
-    balance = class_counts(final)
     names = tuple(sorted(spec.label_set)) or tuple(sorted(balance.get("train", {})))
-    _require_usable(final, counts, sizes, names, spec)
+    _require_usable(final, counts, sizes, balance, spec)
     parts = tables.num_files(sum(row["num_bytes"] for row in totals if row["reason"] is None))
     kept = final.where("reason is null").withColumns(
         {"made_by": F.lit(""), "made_from": F.lit("")}
@@ -257,10 +259,7 @@ def _written(job: Job, final: DataFrame, spec: LabelSpec) -> Outcome:
     place_of = tables.range_of_hex("id", parts)
     tables.write_table(kept.select(*LABELLED), job.out / "data", "parquet", place_of, parts, ("id",), small_groups=True)
     _write_rejects(job, final, counts)
-    facts = {name: sum(row[name] for row in totals) for name in ("conflict", "leak")}
-    mendings = final.where("reason is null").select(F.explode("mended").alias("name")).groupBy("name").count().collect()
-    counts |= {name: int(number) for name, number in facts.items() if number}
-    counts |= {f"mended.{row['name']}": int(row["count"]) for row in sorted(mendings, key=lambda row: str(row["name"]))}
+    counts |= {name: found for name in facts if (found := sum(row[name] for row in totals))}
     counts |= balance_counts(balance, names)
     fields = {"task": spec.task, "label_set": names} | {f"num_{split}": sizes[split] for split in reversed(PROTECTED)}
     return Outcome(
@@ -278,7 +277,11 @@ def _write_rejects(job: Job, final: DataFrame, counts: dict[str, int]) -> None:
 
 
 def _require_usable(
-    final: DataFrame, counts: dict[str, int], sizes: dict[str, int], names: tuple[str, ...], spec: LabelSpec
+    final: DataFrame,
+    counts: dict[str, int],
+    sizes: dict[str, int],
+    balance: dict[str, dict[str, int]],
+    spec: LabelSpec,
 ) -> None:
     """Raises: DataError."""
     reasons = sorted(((number, name) for name, number in counts.items() if name.startswith("reject.")), reverse=True)
@@ -295,27 +298,27 @@ def _require_usable(
             f"label: {rejected} of {counts['in']} rows are rejected, more than max_reject_share={spec.max_reject_share}: {why}; "
             "mend the sources, or raise the bound"
         )
-    _require_something_to_learn(final.where("reason is null and split = 'train'"), sizes["train"], names, spec)
+    train = final.where("reason is null and split = 'train'")
+    _require_something_to_learn(train, sizes["train"], balance.get("train", {}), spec)
 
 
-def _require_something_to_learn(train: DataFrame, num_train: int, names: tuple[str, ...], spec: LabelSpec) -> None:
+def _require_something_to_learn(train: DataFrame, num_train: int, classes: dict[str, int], spec: LabelSpec) -> None:
     """Raises: DataError if all rows of train have one answer."""
-    if spec.task in SINGLE or spec.task == "multi_label":
-        num_answers = train.select("labels").distinct().count()
-        if num_answers < 2:
-            raise DataError(
-                f"label: all {num_train} rows of train have the classes {list(names)}; wanted two different answers at least, so that "
-                "there is something to learn; add a source of another class"
-            )
-    elif spec.task == "tagging" and not names:
+    if spec.task in CLASSES and not any(number < num_train for number in classes.values()):
+        raise DataError(
+            f"label: all {num_train} rows of train have the same classes, {sorted(classes)}; wanted two different answers at least, "
+            "or there is nothing to learn; add a source of another class"
+        )
+    if spec.task == "tagging" and not classes:
         raise DataError(
             f"label: none of the {num_train} rows of train has an entity, only O; look at the tags of the sources"
         )
-    elif spec.task in ("similarity", "regression", "ranking"):
+    if spec.task in ("similarity", "regression", "ranking"):
         low, high = train.agg(F.min("value"), F.max("value")).collect()[0]
         if low == high:
             raise DataError(
-                f"label: value is {low} in all {num_train} rows of train; wanted two different ones at least"
+                f"label: value is {low} in all {num_train} rows of train, so there is nothing to learn; wanted two different ones at "
+                "least; look at the column of the sources"
             )
 
 

@@ -14,6 +14,7 @@ from spark_jobs.label_spec import LabelSpec
 
 LETTER = r"(?U)[^\s\p{Cf}\p{Cc}]"  # a text without one is empty: zero-width marks and controls count as space
 TAG = r"^(O|[BI]-.+)$"
+MENDINGS = ("answer_moved", "tags", "class_removed")  # what `mended` names
 ROLES = ("system", "user", "assistant")
 SINGLE = ("classification", "relation")
 CLASSES = ("classification", "multi_label", "relation")  # tasks whose classes are in `labels`
@@ -60,11 +61,12 @@ def mended(rows: DataFrame, spec: LabelSpec) -> DataFrame:
     if spec.outside == "remove":
         kept = _without_outside(kept, spec)
     repairs = [
-        F.when(_starts("spans") != _starts("old_spans"), F.lit("answer_moved")),
-        F.when(_num_changed_tags() > 0, F.lit("tags")),
-        F.when(F.lit(spec.outside == "remove") & (F.size("outside") > 0), F.lit("class_removed")),
+        _starts("spans") != _starts("old_spans"),
+        _num_changed_tags() > 0,
+        F.lit(spec.outside == "remove") & (F.size("outside") > 0),
     ]
-    return kept.withColumn("mended", F.array_compact(F.array(*repairs))).drop("old_spans", "old_tags")
+    names = [F.when(changed, F.lit(name)) for name, changed in zip(MENDINGS, repairs, strict=True)]
+    return kept.withColumn("mended", F.array_compact(F.array(*names))).drop("old_spans", "old_tags")
 
 
 def _starts(spans: str) -> Column:

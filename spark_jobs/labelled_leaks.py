@@ -76,11 +76,13 @@ def find_leaks(job: Job, rows: DataFrame, spec: LeakSpec) -> DataFrame:
         F.min("split_rank").alias("priority"), F.min("input_key").alias("input_key"),
         F.min("bands").alias("bands"), F.min("input").alias("text"),
     ).withColumnRenamed("twin", "doc_id")  # fmt: skip
-    alike = _whole_copies(texts).unionByName(_near_copies(job, texts, spec))
+    alike = _whole_copies(texts)
+    near = _near_copies(job, texts, spec)
+    if near is not None:
+        alike = alike.unionByName(near)
     removed = near_copies.choose_removals(alike)
     chosen = removed.select(F.col("doc_id").alias("twin"), F.expr("substring(keeper, 2)").alias("keeper"), "jaccard")
-    leaks = named.select("id", "twin").join(chosen, "twin", how="inner").select(*LEAKS)
-    return tables.stage(leaks, job.scratch("leaks"))
+    return named.select("id", "twin").join(chosen, "twin", how="inner").select(*LEAKS)
 
 
 def _whole_copies(texts: DataFrame) -> DataFrame:
@@ -91,14 +93,17 @@ def _whole_copies(texts: DataFrame) -> DataFrame:
     return pairs.select("doc_id", "keeper", night.alias("night"), F.lit(1.0).alias("jaccard"), "priority")
 
 
-def _near_copies(job: Job, texts: DataFrame, spec: LeakSpec) -> DataFrame:
-    """near_copies.ALIKE and priority."""
+def _near_copies(job: Job, texts: DataFrame, spec: LeakSpec) -> DataFrame | None:
+    """near_copies.ALIKE and priority; None if no two texts of two splits share a band."""
     as_dedup = DedupSpec(ngram=spec.ngram, bands=spec.bands, rows=spec.rows, min_jaccard=spec.min_jaccard, seed=SEED)
     postings = texts.select(F.explode("bands").alias("key64"), "priority", "doc_id")
     ordered = postings.repartition("key64").sortWithinPartitions(*near_copies.POSTINGS)
     pairs = ordered.mapInArrow(near_copies.pair_buckets, ddl(near_copies.PAIRS))
     crossing = pairs.where("substring(leader, 1, 1) < substring(doc_id, 1, 1)").distinct()
-    crossing = tables.stage(crossing, job.scratch("pairs"))
+    folder = job.scratch("pairs")
+    crossing = tables.stage(crossing, folder)
+    if tables.num_staged(folder) == 0:
+        return None
     ids = crossing.select("doc_id").union(crossing.select(F.col("leader").alias("doc_id")))
     asked = texts.join(ids, "doc_id", how="left_semi")
     sets = tables.stage(near_copies.shingle_documents(asked, as_dedup), job.scratch("sets"))
