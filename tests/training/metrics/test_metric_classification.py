@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 from spark_jobs.errors import DataError
-from training.metrics.bootstrap import Bootstrap, paired_difference
+from training.metrics.bootstrap import Bootstrap, drawn, paired_difference
 from training.metrics.classification import (
     accuracy,
     classification_scores,
@@ -150,6 +150,18 @@ def test_interval_of_f1_lies_around_it_and_shrinks_with_items() -> None:
         assert score.low < score.value < score.high
         widths.append(score.high - score.low)
     assert widths[1] == pytest.approx(widths[0] / 2, rel=0.25)
+
+
+def test_interval_of_macro_f1_is_that_of_the_drawn_texts() -> None:
+    """A rare class is missing in some draws, and is then not counted there either."""
+    gold, predicted = list("aaaaabbbbc"), list("aaaabbbbac")
+    bootstrap = Bootstrap(replicates=60, seed=9)
+    values = []
+    for r in range(60):
+        items = np.repeat(np.arange(10), drawn(10, 9, r))
+        values.append(f1_score([gold[i] for i in items], [predicted[i] for i in items], average="macro"))
+    score = f1(count_labels(gold, predicted, bootstrap), "macro", "macro_f1")
+    assert (score.low, score.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
 
 
 def test_two_models_are_compared_on_the_same_draws_whatever_classes_they_name() -> None:
