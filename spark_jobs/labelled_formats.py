@@ -139,7 +139,9 @@ def relation_keys(path: str) -> dict[str, str]:
         number, tab, label = line.partition("\t")
         if line.strip():
             if not tab:
-                raise Refused("bad_keys", f"key_file {path!r}: line {line[:60]!r} is no `id<tab>relation`; mend the file")
+                raise Refused(
+                    "bad_key_file", f"key_file {path!r}: line {line[:60]!r} is no `id<tab>relation`; mend the file"
+                )
             found[number.strip()] = label.strip()
     return found
 
