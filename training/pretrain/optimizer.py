@@ -26,11 +26,12 @@ def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimiz
     groups, rate, betas = parameter_groups(model, spec), spec.learning_rate, (spec.beta1, spec.beta2)
     match spec.kind:
         case "sgd":
+            # Not fused: torch has no sharding rule for it.
             return torch.optim.SGD(groups, lr=rate, momentum=spec.momentum, foreach=True)
         case "adam":
-            return torch.optim.Adam(groups, lr=rate, betas=betas, foreach=True)
+            return torch.optim.Adam(groups, lr=rate, betas=betas, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=rate, betas=betas, foreach=True)
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
         case "adafactor":
             return Adafactor(groups, rate)
         case "muon":
@@ -99,7 +100,8 @@ def _initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[
     zeros = torch.zeros_like(parameter.detach())
     if isinstance(optimizer, torch.optim.SGD):
         return {"momentum_buffer": zeros} if optimizer.defaults["momentum"] else {}
-    return {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    # Fused kernels read the number of steps on the device of the parameter.
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
