@@ -122,9 +122,25 @@ class EncodedWriting(CausalWriting):
         }
         return TaskInputs(inputs, pad(targets, IGNORED), tuple(example.id for example in examples))
 
-    def write(self, model: nn.Module, inputs: TaskInputs) -> list[str]:
-        written_BT: Tensor = self.continued(model, inputs.model["input_ids"], inputs.model["attention_mask"])
-        return [self.text_of(ids) for ids in written_BT[:, 1:].tolist()]  # the first is the decoder's start
+    def read(self, inputs: TaskInputs) -> tuple[Tensor, Tensor]:
+        return inputs.model["input_ids"], inputs.model["attention_mask"]
+
+    def num_given(self, ids_BT: Tensor) -> int:
+        """The decoder's start."""
+        return 1
+
+    def begun(self, inputs: TaskInputs) -> list[list[int]]:
+        return [[self.start_id] for _ in inputs.ids]
+
+    def after(self, model: nn.Module, inputs: TaskInputs, going: Sequence[int], ids: Sequence[Sequence[int]]) -> Any:
+        """All of `ids` are of one length: those that end are no longer `going`."""
+        device = next(model.parameters()).device
+        sources_BT, mask_BT = (tensor_BT[list(going)].to(device) for tensor_BT in self.read(inputs))
+        decoded = {
+            "decoder_input_ids": pad(ids, self.pad_id).to(device),
+            "decoder_attention_mask": seen(ids).to(device),
+        }
+        return model(input_ids=sources_BT, attention_mask=mask_BT, **decoded)
 
 
 def fitting(text: str, ids_of: Callable[[str], list[int]], max_tokens: int) -> list[int]:
