@@ -69,9 +69,7 @@ def test_character_noise_share_of_letters_is_kept_on_average(share: float) -> No
         kept = [letter for letter in noisy if letter in word]
         deleted = len(set(word) - set(noisy))
         added = len(noisy) - (len(word) - deleted)
-        swapped = sum(
-            kept.index(a) > kept.index(b) for a, b in itertools.pairwise(word) if {a, b} <= set(kept)
-        )
+        swapped = sum(kept.index(a) > kept.index(b) for a, b in itertools.pairwise(word) if {a, b} <= set(kept))
         slips += deleted + added + swapped
         letters += len(word)
     # A swap uses up its second letter, and a neighbour's key may look like another slip: within a tenth and some chance.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from spark_jobs.errors import RequestError
+from spark_jobs.manifests import LabelledSet
+from spark_jobs.requests import Request
 from training.augment.change_words import changed_text
 from training.augment.draws import Draws
+from training.augment.job import COLUMNS, run
 from training.augment.synonyms import KEPT, part_of_speech, synonym_change, synonyms_of
 from training.augment.wordnet import FILES, PARTS, WordNet, find_wordnet
 
@@ -164,6 +171,28 @@ def test_synonym_change_share_of_replaceable_words_is_kept_on_average(wordnet: W
     words = ["car", "the", "actor", "mill"] * 10
     replaced = sum(a != b for s in range(500) for a, b in zip(words, change(words, [True] * 40, Draws(s)), strict=True))
     assert abs(replaced / (500 * 20) - 0.3) < 0.02
+
+
+def test_augment_with_synonyms_only_words_without_a_name_and_which_wordnet_it_was(
+    make: SimpleNamespace, tmp_path: Path, wordnet: WordNet
+) -> None:
+    lists = ("labels", "tokens", "tags")
+    schema = pa.schema([(name, pa.list_(pa.string()) if name in lists else pa.string()) for name in COLUMNS])
+    tokens, tags = ["the", "big", "car", "of", "the", "actor"], ["O", "O", "B-CAR", "O", "O", "O"]
+    row = {"id": "0" * 32, "split": "train", "tokens": tokens, "tags": tags, "made_by": "", "made_from": ""}
+    folder = tmp_path / "labelled/label-0"
+    (folder / "data").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([row], schema), folder / "data/part-00000.parquet")
+    labelled = make.publish(LabelledSet, folder, "2026-01-01", 1, task="tagging", label_set=("CAR",), num_train=1)
+    spec = {"methods": [{"kind": "synonyms", "strength": 1.0, "wordnet": str(wordnet.folder), "only_labels": ["CAR"]}]}
+    request = Request(
+        job="augment", spec=spec, inputs={"labelled": labelled.uri}, out=str(tmp_path / "out"), night="2026-01-01"
+    )
+    assert run(request).counts == {"made.synonyms": 1, "original": 1, "out": 2}
+    [made] = [r for r in pq.read_table(tmp_path / "out/data").to_pylist() if r["made_by"]]
+    assert (made["tokens"], made["tags"]) == (["the", "large", "car", "of", "the", "thespian"], tags)
+    sources = json.loads((tmp_path / "out/used/sources.json").read_text())
+    assert sources == {"synonyms.wordnet": wordnet.digest()}
 
 
 def test_wordnet_folder_without_files_is_refused(tmp_path: Path) -> None:
