@@ -21,7 +21,7 @@ from training.finetune.adversarial import against
 from training.finetune.base import load_base, load_tokenizer
 from training.finetune.examples import TaskMaterial, encode_rows, heldout_inputs, read_rows, training_examples
 from training.finetune.kinds import make_task
-from training.finetune.methods import apply_method, num_trainable
+from training.finetune.methods import apply_method, check_task, num_trainable
 from training.finetune.task import Example, Task
 from training.finetune_spec import FinetuneSpec, MethodSpec, TaskSpec
 from training.inputs import input_uri
@@ -60,7 +60,7 @@ def check_request(request: Request, spec: FinetuneSpec) -> None:
             f"early_stop.watch heldout: labelled set {labelled.address} has no validation split; set validation_share or "
             "watch train"
         )
-    make_task_of(spec.task, labelled, base)
+    check_task(spec.method, make_task_of(spec.task, labelled, base).peft_type)
 
 
 def inputs_of(request: Request) -> tuple[LabelledSet, ModelFolder]:

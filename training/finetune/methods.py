@@ -58,6 +58,12 @@ def apply_method(model: PreTrainedModel, method: MethodSpec, task_type: str, num
         raise RequestError(  # wrapping twice would train a second update and lose the first, lerobot#3459
             "the base already carries an adapter: merge it (export) before another is trained on it"
         )
+    check_task(method, task_type)
+    if method.kind == "prompt" and task_type == "SEQ_CLS" and hasattr(model, "score"):
+        raise RequestError(  # it finds it by input ids, and a prompt makes it read embeddings
+            f"method.kind prompt does not fit a {model.config.model_type} that classifies: it answers at a text's last token, and "
+            "would take padding for it; choose lora, or an encoder as base"
+        )
     config = adapter_config(method, model, TaskType(task_type), num_steps)
     try:
         wrapped = peft.get_peft_model(model, config)
@@ -67,6 +73,16 @@ def apply_method(model: PreTrainedModel, method: MethodSpec, task_type: str, num
             "name its layers in method.targets, or choose another method"
         ) from error
     return cast("PreTrainedModel", wrapped)
+
+
+def check_task(method: MethodSpec, task_type: str) -> None:
+    """Raises: RequestError if peft cannot train the method for a task of this type."""
+    fitting = {"prefix": ("CAUSAL_LM", "SEQ_2_SEQ_LM"), "adapter": ("CAUSAL_LM",)}.get(method.kind, (task_type,))
+    if task_type not in fitting:
+        raise RequestError(  # peft 0.21 gives prefixes to no classifier of transformers 5.24, and adapters train no new head
+            f"method.kind {method.kind} is for models that write text ({', '.join(fitting)}), this task wants {task_type}: "
+            "choose lora or prompt"
+        )
 
 
 def freeze_lowest(model: PreTrainedModel, num_blocks: int) -> None:
@@ -95,9 +111,9 @@ def adapter_config(method: MethodSpec, model: PreTrainedModel, task_type: TaskTy
                 tinit=num_steps // 10, tfinal=num_steps // 2, total_step=num_steps, deltaT=1,
             )  # fmt: skip
         case "ia3":
-            layers = targets or linear_layers(model)
-            feed_forward = [name for name in layers if not _is_attention(name)]
-            return peft.IA3Config(task_type=task_type, target_modules=layers, feedforward_modules=feed_forward)
+            # Without targets: keys, values and what leaves the feed-forward layer, by peft's table of families.
+            feed_forward = [name for name in targets if not _is_attention(name)] if targets else None
+            return peft.IA3Config(task_type=task_type, target_modules=targets, feedforward_modules=feed_forward)
         case "prefix":
             return peft.PrefixTuningConfig(task_type=task_type, num_virtual_tokens=method.num_virtual_tokens)
         case "prompt":
