@@ -19,7 +19,7 @@ _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def squad_tokens(text: str) -> list[str]:
     """Lower case, ASCII punctuation removed, then English articles, then split at white space.
 
-    Source: the evaluation scripts of SQuAD 1.1 and 2.0. The order matters: "the." is an article.
+    Source: the evaluation scripts of SQuAD 1.1 and 2.0. The order matters: "A-1" becomes "a1", not "1".
     """
     return _ARTICLES.sub(" ", text.lower().translate(_ASCII_PUNCTUATION)).split()
 

@@ -19,6 +19,7 @@ TEXT = st.text(st.sampled_from("ab the.,喜欢é"), max_size=12)
     ("The  Golden Gate, a bridge.", ["golden", "gate", "bridge"]),
     ("An apple's core", ["apples", "core"]),
     ("the.", []),
+    ("a-levels and A-1", ["alevels", "and", "a1"]),
     ("$5.30 (net)", ["530", "net"]),
     ("Theatre", ["theatre"]),
 ])  # fmt: skip

@@ -98,6 +98,15 @@ def test_draw_of_one_value_only_is_left_out_of_the_interval() -> None:
     assert (score.low, score.high) == pytest.approx((1.0, 1.0))
 
 
+def test_draw_of_a_constant_is_left_out_though_its_sums_are_rounded() -> None:
+    """Eight of nine predictions are 0.3: a third of the draws has only these, and rounding leaves them some spread."""
+    gold, predicted = np.arange(9) ** 2 / 7, [0.3] * 8 + [0.9]
+    score = regression_scores(gold, predicted, Bootstrap(replicates=200))["pearson"]
+    draws = [np.repeat(np.arange(9), drawn(9, 0, r)) for r in range(200)]
+    values = [pearsonr(gold[i], np.array(predicted)[i]).statistic for i in draws if 8 in i and (i != 8).any()]
+    assert (score.low, score.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+
+
 def test_correlation_far_from_zero_keeps_its_digits() -> None:
     gold = np.arange(10.0)
     wave = np.sin(np.arange(10.0))
