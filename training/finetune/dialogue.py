@@ -158,8 +158,11 @@ class Dialogue(TextTask):
         return ids, learned
 
     def rendered(self, messages: Sequence[Message], answer_follows: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_follows)
-        return str(text)
+        """As a batch of one: a lone dialogue must have a turn, and there is none yet before an answer that opens one."""
+        texts = self.tokenizer.apply_chat_template(
+            [list(messages)], tokenize=False, add_generation_prompt=answer_follows
+        )
+        return str(texts[0])
 
     def prompt_of(self, messages: Sequence[Message]) -> list[int]:
         """Tokens up to where the next answer begins."""
