@@ -122,10 +122,12 @@ def _refused(rows: DataFrame, when: Column, reason: str, value: Column, allowed:
 
 
 def without_copies(placed: DataFrame, spec: LabelSpec) -> DataFrame:
-    """Of rows with one content the first stays, the most protected split before the order of sources. Adds `conflict` boolean:
-    another row has the same input and another answer.
+    """Of rows with one content the first stays: the most protected split, then the first source, file and place. Adds booleans
+    `conflict`: another row has the same input and another answer; `crossing`: the one that stays is in another split.
     """
-    same = Window.partitionBy("id", F.col("reason").isNull()).orderBy("split_rank", "source_index", "origin")
+    place_in_file = F.regexp_extract("origin", r"[@#]([0-9]{1,18})$", 1).try_cast("bigint")
+    order = ("split_rank", "source_index", F.regexp_replace("origin", r"[@#][0-9]+$", ""), place_in_file, "origin")
+    same = Window.partitionBy("id", F.col("reason").isNull()).orderBy(*order)
     first = F.first(F.struct("split", "source", "origin")).over(same)
     ranked = placed.withColumns({"nth": F.row_number().over(same), "first": first})
     is_copy = F.col("nth") > 1
@@ -133,10 +135,10 @@ def without_copies(placed: DataFrame, spec: LabelSpec) -> DataFrame:
         F.lit("kept "), "id", F.lit(" of "), "first.split", F.lit(": "), "first.source", F.lit(" "), "first.origin"
     )
     one = F.lit(1.0)
-    crossing = is_copy & (F.col("split") != F.col("first.split"))
+    crossing = F.col("reason").isNull() & is_copy & (F.col("split") != F.col("first.split"))
     rows = _refused(
-        ranked,
-        crossing & F.lit(spec.leak.action != "report"),
+        ranked.withColumn("crossing", F.coalesce(crossing, F.lit(False))),
+        F.col("crossing") & F.lit(spec.leak.action != "report"),
         "leak",
         one,
         F.lit(spec.leak.min_jaccard),
@@ -166,7 +168,7 @@ def _conflicts(spec: LabelSpec) -> Column:
 def without_leaks(job: Job, rows: DataFrame, spec: LabelSpec) -> DataFrame:
     """Adds `leak` boolean. Raises: DataError if the spec refuses leaks and there is one."""
     none = F.lit(None).cast("double")
-    in_group = Window.partitionBy("group", F.col("reason").isNull())
+    in_group = Window.partitionBy(F.coalesce("group", "id"), F.col("reason").isNull())
     guard = F.min(F.struct("split_rank", "id", "split")).over(in_group)
     rows = rows.withColumn("guard", guard)
     held = F.col("group").isNotNull() & F.col("reason").isNull() & (F.col("guard.split_rank") < F.col("split_rank"))
@@ -181,8 +183,8 @@ def without_leaks(job: Job, rows: DataFrame, spec: LabelSpec) -> DataFrame:
     else:
         leaks = job.spark.createDataFrame([], "id string, keeper string, jaccard double")
     rows = rows.join(leaks, "id", how="left")
-    found = (F.col("reason").isNull() & F.col("keeper").isNotNull()) | F.col("in_guarded")
-    rows = rows.withColumn("leak", found)
+    is_near = F.col("reason").isNull() & F.col("keeper").isNotNull()
+    rows = rows.withColumn("leak", is_near | F.col("in_guarded") | F.col("crossing"))
     near_kept = F.concat(F.lit("copies "), "keeper")
     if spec.leak.action == "drop":
         rows = _refused(
@@ -190,11 +192,11 @@ def without_leaks(job: Job, rows: DataFrame, spec: LabelSpec) -> DataFrame:
         )
     elif spec.leak.action == "refuse":
         _require_no_leak(rows)
-    return rows.drop("keeper", "jaccard", "in_guarded")
+    return rows.drop("keeper", "jaccard", "in_guarded", "crossing")
 
 
 def _require_no_leak(rows: DataFrame) -> None:
-    found = rows.where("leak or reason = 'leak'").select("id", "split", "source", "origin", "keeper", "jaccard")
+    found = rows.where("leak").select("id", "split", "source", "origin", "keeper", "jaccard")
     first = found.orderBy("id", "source", "origin").first()
     if first is not None:
         near = first["keeper"] is not None
@@ -221,7 +223,7 @@ def unseen_classes(balance: dict[str, dict[str, int]], spec: LabelSpec) -> list[
         (name, split, number)
         for split in PROTECTED
         for name, number in balance.get(split, {}).items()
-        if name not in seen
+        if seen and name not in seen  # that train is empty is said elsewhere
     ]
     if unseen and spec.unseen == "refuse":
         names = ", ".join(f"{name!r} ({number} rows of {split})" for name, split, number in sorted(unseen)[:5])
