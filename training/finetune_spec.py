@@ -46,6 +46,11 @@ class TaskSpec(Frozen):
         description="tagging, question_answering: tokens that two windows of a long sentence or context share.",
     )
     max_answer_tokens: int = Field(30, ge=1, description="question_answering: longest answer looked for.")
+    may_abstain: bool = Field(
+        True,
+        description="question_answering: the answer may be none, as in SQuAD 2.0. False: the best span always answers, as in "
+        "SQuAD 1.1.",
+    )
     threshold: float = Field(0.5, gt=0, lt=1, description="multi_label: probability from which a label is given.")
     beta: float = Field(0.1, gt=0, description="preference: strength of the pull to the reference, DPO's beta.")
     num_beams: int = Field(1, ge=1, le=64, description="Of tasks that write text; 1 is greedy.")

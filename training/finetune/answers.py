@@ -6,7 +6,7 @@ at its first special token, [CLS] of BERT ("null").
 
 Of each window the best span is taken whose tokens all are of the context; its score is the logits of its two ends less
 those of null: the log odds of span and null, which compare over windows although each window has a softmax of its own.
-The best window answers; if its score is not above 0 there is no answer.
+The best window answers; if its score is not above 0 there is no answer, where `may_abstain` allows that.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class QuestionAnswering(SequenceTask):
     def score(self, rows: Sequence[Row], predictions: Mapping[str, list[Prediction]], seed: int) -> dict[str, Score]:
         """Normalization as SQuAD's if the questions are in Latin script, else by characters and words of any script."""
         references = [[(row["pair"] or "")[span["start"] : span["end"]] for span in row["spans"] or []] for row in rows]
-        found = [answer_of(row["pair"] or "", predictions[row["id"]]) for row in rows]
+        abstain = self.spec.may_abstain
+        found = [answer_of(row["pair"] or "", predictions[row["id"]], abstain) for row in rows]
         normalization = normalization_of([row["text"] or "" for row in rows])
         scores = answer_scores(references, found, Bootstrap(seed=seed), normalization)
         return {"token_f1": scores["token_f1"]} | scores
@@ -150,12 +151,12 @@ def best_span(logits_2T: np.ndarray, allowed_T: np.ndarray, max_tokens: int) -> 
     return int(first), int(last), float(sums_TT[first, last])
 
 
-def answer_of(context: str, predictions: Sequence[Prediction]) -> str | None:
+def answer_of(context: str, predictions: Sequence[Prediction], may_abstain: bool) -> str | None:
     """Of the window whose span has the highest score; "" if null is likelier; None without a finite prediction."""
     if not predictions or any(prediction["score"] is None for prediction in predictions):
         return None
     best = max(predictions, key=lambda prediction: prediction["score"])
-    return context[best["start"] : best["end"]] if best["score"] > 0 else ""
+    return context[best["start"] : best["end"]] if best["score"] > 0 or not may_abstain else ""
 
 
 def normalization_of(texts: Sequence[str]) -> Normalization:

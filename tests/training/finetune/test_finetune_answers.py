@@ -205,8 +205,10 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(changes: dict[str, Any],
     assert {example.id for example in examples} == {one["id"] for one in ROWS}
 
 
-def test_loss_is_that_of_transformers_for_each_window_alone_and_padding_gets_no_probability() -> None:
+@pytest.mark.parametrize("pad", ["[PAD]", "[SEP]", "mill"])  # what is padding is told by place, never by id
+def test_loss_is_that_of_transformers_for_each_window_alone_and_padding_gets_no_probability(pad: str) -> None:
     answering = task(max_length=40)
+    answering.pad_id = TOKENIZER.convert_tokens_to_ids(pad)
     model = tiny(answering).eval()
     examples, _ = encode_rows(answering, iter(ROWS))
     inputs = answering.collate(examples)
@@ -283,7 +285,15 @@ def test_window_with_the_highest_odds_against_null_answers(
     windows: list[tuple[int | None, int | None, float | None]], answer: str | None
 ) -> None:
     predictions = [dict(zip(("start", "end", "score"), window, strict=True)) for window in windows]
-    assert answer_of(CONTEXT, predictions) == answer
+    assert answer_of(CONTEXT, predictions, may_abstain=True) == answer
+
+
+@pytest.mark.parametrize(("may_abstain", "right"), [(True, 0.0), (False, 1.0)])
+def test_set_whose_questions_all_have_answers_can_be_answered_always(may_abstain: bool, right: float) -> None:
+    start = CONTEXT.index("Anna")
+    windows = [{"start": start, "end": start + 4, "score": -1.0}, {"start": 0, "end": 3, "score": -2.0}]
+    scores = task(may_abstain=may_abstain).score(ROWS[:1], {"a": windows}, 0)
+    assert scores["exact_match"].value == right
 
 
 def test_tiny_model_learns_answers_over_windows_and_to_give_none() -> None:

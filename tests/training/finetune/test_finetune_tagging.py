@@ -180,8 +180,10 @@ def test_every_word_with_a_token_is_predicted_once_at_its_first_token(
     assert sorted(found) == sorted(alone.items())
 
 
-def test_loss_is_the_sum_over_words_of_each_sentence_alone() -> None:
+@pytest.mark.parametrize("pad", ["[PAD]", "[SEP]", "rye"])  # what is padding is told by place, never by id
+def test_loss_is_the_sum_over_words_of_each_sentence_alone(pad: str) -> None:
     tagging = task()
+    tagging.pad_id = TOKENIZER.convert_tokens_to_ids(pad)
     model = tiny(tagging).eval()
     examples, _ = encode_rows(tagging, iter(ROWS))
     inputs = tagging.collate(examples)
