@@ -76,7 +76,12 @@ def _scheme(spec: FinetuneSpec) -> str:
 
 
 def trained_model(checkpoint: TaskCheckpoint, base: ModelFolder, task: Task, spec: FinetuneSpec) -> PreTrainedModel:
-    """The base with its head and method, holding the checkpoint's weights; in eval mode."""
+    """The base with its head and method, holding the checkpoint's weights; in eval mode.
+
+    An update trained on 4-bit weights (qlora) is put on the base's own: it is merged in fp32, on any machine.
+    """
+    if spec.method.kind == "qlora":
+        spec = spec.model_copy(update={"method": spec.method.model_copy(update={"kind": "lora"})})
     model, trained = load_base(base, task, spec), AutoConfig.from_pretrained(checkpoint.folder())
     model.config.update({name: getattr(trained, name) for name in MEASURED if hasattr(trained, name)})
     wrapped = apply_method(model, spec.method, task.peft_type, checkpoint.num_steps)

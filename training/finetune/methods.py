@@ -15,7 +15,7 @@ from spark_jobs.errors import RequestError
 from training.finetune_spec import MethodSpec
 from training.pretrain.optimizer import depths_of
 
-MERGED = ("lora", "adalora", "ia3")  # become part of the base's own weights
+MERGED = ("lora", "qlora", "adalora", "ia3")  # become part of the base's own weights
 HEADS = ("classifier", "score", "qa_outputs")  # what transformers calls a new head: always trained, and saved whole
 
 
@@ -134,7 +134,8 @@ def linear_layers(model: nn.Module) -> list[str]:
     found = {
         name.rsplit(".", 1)[-1] if not _needs_parent(name) else ".".join(name.rsplit(".", 2)[-2:])
         for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and any(part.isdigit() for part in name.split("."))
+        if type(module).__name__ in ("Linear", "Linear4bit", "Conv1D")
+        and any(part.isdigit() for part in name.split("."))
     }
     return sorted(found)
 
