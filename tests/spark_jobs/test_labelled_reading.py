@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import orc, parquet
@@ -22,6 +24,7 @@ from spark_jobs.labelled_packages import topics_of
 from spark_jobs.labelled_reading import read_unit
 from spark_jobs.readers import Unit
 
+PAGE = Path(__file__).parents[2] / "docs/labelled.md"
 REAL = Path(__file__).parents[3] / "shared/data/labelled"
 needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/labelled")
 SEMEVAL = REAL / "semeval2010_task8"
@@ -373,3 +376,10 @@ def test_every_task_can_be_had_from_a_table(task: Any) -> None:
     for kind in MAPPED:
         assert LabelSpec(task=task, sources=[{"kind": kind, "path": "x", "columns": columns}]).task == task
     assert {name for names in GIVES.values() for name in names} <= set(REQUIRED)
+
+
+def test_examples_of_the_page_are_specs() -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    tasks = [LabelSpec.model_validate(yaml.safe_load(example)).task for example in examples]
+    assert len(tasks) == len(examples) >= 9
+    assert {"classification", "relation", "question_answering", "translation", "dialogue", "multi_label"} <= set(tasks)
