@@ -57,7 +57,7 @@ def finetune(spec: FinetuneRunSpec, night: str = "") -> FinetuneReport:
         base = import_model(spec.base)
         checkpoint = finetune_checkpoint(labelled, base, spec.finetune)
         model = export_task(checkpoint, base, labelled)
-        card = score_task(model, labelled, spec.scoring())
+        card = score_task(model, labelled, spec.scoring(), base)
         return FinetuneReport(
             status="done",
             night=engine.night,

@@ -7,7 +7,7 @@ import hashlib
 from spark_jobs.errors import RequestError
 from spark_jobs.label_spec import LabelSpec
 from spark_jobs.labelled_files import with_digests
-from spark_jobs.manifests import LabelledSet, file_sha256
+from spark_jobs.manifests import Handle, LabelledSet, file_sha256
 from tasks.engine import current_engine
 from tasks.ledger import champion_now
 from tasks.model_steps import TORCH
@@ -102,12 +102,17 @@ def export_task(checkpoint: TaskCheckpoint, base: ModelFolder, labelled: Labelle
     )  # fmt: skip
 
 
-def score_task(model: ModelFolder, labelled: LabelledSet, spec: ScoreTaskSpec) -> TaskScorecard:
-    """Predictions and metrics on the split that training did not see."""
+def score_task(
+    model: ModelFolder, labelled: LabelledSet, spec: ScoreTaskSpec, base: ModelFolder | None = None
+) -> TaskScorecard:
+    """Predictions and metrics on the split that training did not see. base: what a preference's rewards are relative to."""
     engine = current_engine()
+    inputs: dict[str, Handle] = {"model": model, "labelled": labelled}
+    if base is not None and spec.task.kind == "preference":
+        inputs["base"] = base
     return engine.run(
         Step(
             name="score-task", handle=TaskScorecard, entry="training.finetune.score", spec=spec, night=engine.night,
-            inputs={"model": model, "labelled": labelled}, libraries=(*PEFT, "sacrebleu", "rouge-score"), app="torch",
+            inputs=inputs, libraries=(*PEFT, "sacrebleu", "rouge-score"), app="torch",
         )
     )  # fmt: skip

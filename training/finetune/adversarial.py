@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from spark_jobs.errors import TrainingError
 from training.finetune_spec import AdversarialSpec
 from training.pretrain.objectives import Inputs
+from training.pretrain.optimizer import add_gradients, take_gradients
 from training.pretrain.parallel import ParallelModel, WholeModel
 
 
@@ -72,7 +73,7 @@ class MovedTable(_Adversarial):
                 take_gradients(self.module)  # those at a move on the way lead nowhere
                 again()
                 self._pass(move_VH, batches, divisor, needs_slope=i < num_moves - 1)
-        add_gradients(self.module, before, clean)
+        add_gradients(before, clean)
         return share
 
     def _pass(self, move_VH: Tensor, batches: Sequence[Inputs], divisor: float, needs_slope: bool = True) -> float:
@@ -176,17 +177,3 @@ def same_dropout(device: torch.device) -> Iterator[Callable[[], None]]:
             torch.cuda.set_rng_state(card, device)
 
     yield again
-
-
-def take_gradients(module: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Gradients by parameter; the module has none afterwards, as DDP wants: it would reduce them a second time."""
-    found = {p: p.grad for p in module.parameters() if p.grad is not None}
-    for parameter in found:
-        parameter.grad = None
-    return found
-
-
-def add_gradients(module: nn.Module, *others: dict[nn.Parameter, Tensor]) -> None:
-    for gradients in others:
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -21,6 +21,7 @@ from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
 from training.finetune.examples import read_rows
 from training.finetune.main import make_task_of
+from training.finetune.robustness import check_noise, disturbed
 from training.finetune.task import Example, Prediction, Row, Task, Unusable, in_batches
 from training.finetune_spec import ScoreTaskSpec
 from training.inputs import input_uri
@@ -33,6 +34,7 @@ from training.processes import num_threads
 def run(request: Request) -> Outcome:
     """Raises: DataError if the split is empty, or no prediction of it can be made."""
     spec = ScoreTaskSpec.model_validate(request.spec)
+    check_noise(spec.task.kind, spec.noise_share)
     model = ModelFolder.load(input_uri(request, "model"))
     labelled = LabelledSet.load(input_uri(request, "labelled"))
     torch.set_num_threads(num_threads())
@@ -44,6 +46,10 @@ def run(request: Request) -> Outcome:
     reference = load_model(ModelFolder.load(input_uri(request, "base"))) if "base" in request.inputs else None
     predictions, unusable = predict_rows(network, task, rows, spec.batch_size, reference)
     scores = task.score(rows, predictions, spec.seed)
+    if spec.noise_share:
+        noisy = [disturbed(row, spec.noise_share, spec.seed) for row in rows]
+        answers, _ = predict_rows(network, task, noisy, spec.batch_size, reference)
+        scores |= under_noise(task.score(noisy, answers, spec.seed), spec.noise_share)
     data = Path(request.out) / "data"
     data.mkdir(parents=True, exist_ok=True)
     write_predictions(rows, predictions, data / "predictions.parquet")
@@ -54,6 +60,16 @@ def run(request: Request) -> Outcome:
         "value": main.value, "low": main.low, "high": main.high,
     }  # fmt: skip
     return Outcome(num_rows=len(rows), format="parquet", counts=counts, fields=fields)
+
+
+def under_noise(scores: dict[str, Score], share: float) -> dict[str, Score]:
+    """The same metrics by names of their own."""
+    return {
+        f"noisy/{name}": score.model_copy(
+            update={"name": f"noisy/{name}", "signature": f"noise:{share:g}|{score.signature}"}
+        )
+        for name, score in scores.items()
+    }
 
 
 def predict_rows(
