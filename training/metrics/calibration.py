@@ -53,7 +53,7 @@ def adaptive_calibration_error(
     def statistic(counts_N: np.ndarray) -> np.ndarray:
         mass = np.cumsum(np.bincount(group_N, counts_N, len(values)))
         gap = np.cumsum(np.bincount(group_N, counts_N * (right_N - confidence_N), len(values)))
-        if not len(mass) or invalid:
+        if not len(mass):
             return np.array([np.nan])
         borders = np.linspace(0, mass[-1], num_bins + 1)
         at_borders = np.interp(borders, np.concatenate([[0], mass]), np.concatenate([[0], gap]))
