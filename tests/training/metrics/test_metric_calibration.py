@@ -109,6 +109,7 @@ def test_probabilities_that_are_not_finite_leave_no_score() -> None:
         calibration_error([0.5, math.nan], [True, True], Bootstrap(replicates=20)),
         adaptive_calibration_error([0.5, math.nan], [True, True], Bootstrap(replicates=20)),
         brier(softmax(np.array([[0.0, 1.0], [np.nan, 0.0]])), [0, 1], Bootstrap(replicates=20)),
+        brier(np.array([[0.5, 0.5], [np.inf, 0.0]]), [0, 1], Bootstrap(replicates=20)),
     ):
         assert math.isnan(score.value)
         assert math.isnan(score.low)
