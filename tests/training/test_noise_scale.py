@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.loop_spec import AdaptiveBatchSpec
+from benchmarks.parity import Layout, batches_at, on_ranks, tiny_llama
+from training.loop_spec import AdaptiveBatchSpec, OptimizerSpec
+from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.noise_scale import NoiseState, noise_and_signal
+from training.pretrain.optimizer import make_optimizer
+from training.pretrain.parallel import parallelize
+from training.pretrain.trainer import train_step
 
 
 def test_noise_scale_of_known_gradients_is_recovered() -> None:
@@ -50,3 +55,23 @@ def test_batch_stays_before_the_first_measurement_and_without_a_signal() -> None
     spec = AdaptiveBatchSpec(measure_every=1, max_ratio=4)
     assert NoiseState(ratio=3).adapted(100.0, spec).ratio == 3
     assert NoiseState(noise=5.0, signal=-1.0, num_measured=1, ratio=2).adapted(100.0, spec).ratio == 2
+
+
+def test_step_in_which_the_noise_is_measured_is_the_step_without_it() -> None:
+    """The first micro-batch is reduced by itself; DDP must not sum it over ranks once more with the rest."""
+
+    def norm(ranks: Ranks, strategy: str, measure_noise: bool) -> float:
+        layout = Layout("", 2, {"strategy": strategy}, 2)
+        mesh = make_mesh(ranks, layout.spec.degrees(2))
+        model = parallelize(tiny_llama(tied=True), mesh, layout.spec)
+        optimizer = make_optimizer(model.module, OptimizerSpec())
+        return train_step(
+            model, optimizer, batches_at(0, mesh, layout), 1e-3, 1.0, measure_noise=measure_noise
+        ).grad_norm
+
+    def norms(ranks: Ranks) -> list[list[float]]:
+        return [[norm(ranks, strategy, measured) for measured in (False, True)] for strategy in ("ddp", "fsdp")]
+
+    for rank in on_ranks(norms, 2):
+        for plain, measured in rank:
+            assert measured == pytest.approx(plain, rel=1e-12)

@@ -116,6 +116,22 @@ def scale_gradients(module: nn.Module, factor: float) -> None:
                 parameter.grad.mul_(factor)
 
 
+def take_gradients(module: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Gradients by parameter; the module has none afterwards. Those already summed over ranks must be put aside before another
+    backward pass: DDP sums whatever it finds, so they would count once for each rank."""
+    found = {p: p.grad for p in module.parameters() if p.grad is not None}
+    for parameter in found:
+        parameter.grad = None
+    return found
+
+
+def add_gradients(*others: dict[nn.Parameter, Tensor]) -> None:
+    """Add gradients that were put aside to those that there are."""
+    for gradients in others:
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
 def clip_gradients(
     module: nn.Module, clip_norm: float, stages: dist.ProcessGroup | None = None, copies: Sequence[nn.Parameter] = ()
 ) -> float:

@@ -30,7 +30,14 @@ from training.pretrain.loss_scale import first_scale
 from training.pretrain.lr_schedule import rate_factor
 from training.pretrain.mesh import Mesh
 from training.pretrain.objectives import Inputs
-from training.pretrain.optimizer import clip_gradients, make_optimizer, scale_gradients, set_rate
+from training.pretrain.optimizer import (
+    add_gradients,
+    clip_gradients,
+    make_optimizer,
+    scale_gradients,
+    set_rate,
+    take_gradients,
+)
 from training.pretrain.parallel import ParallelModel, WholeModel
 from training.pretrain.profiling import StepProfiler
 from training.pretrain.progress import Cost, Progress, StepFacts
@@ -108,10 +115,13 @@ def train_step(
     divisor = max(num_targets, 1.0) / scale
     share, small_norm = 0.0, 0.0
     rest = parts[1:] if measure_noise else parts
+    first: dict[torch.nn.Parameter, Tensor] = {}
     if measure_noise:
         share = model.forward_backward(parts[:1], divisor)
         small_norm = clip_gradients(model.module, math.inf, model.mesh.stages, model.copies) / scale
+        first = take_gradients(model.module)
     share += model.forward_backward(rest, divisor)
+    add_gradients(first)
     loss = model.mesh.sum_once([share])[0] / scale
     scale_gradients(model.module, 1 / scale)
     norm = clip_gradients(model.module, clip_norm, model.mesh.stages, model.copies)

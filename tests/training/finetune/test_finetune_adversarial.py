@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -361,13 +359,7 @@ def test_head_tied_to_the_table_and_a_decoder_that_shares_it_are_trained(name: s
 
 @pytest.mark.usefixtures("one_rank")
 def test_virtual_tokens_before_the_text_are_not_moved() -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        num_labels=3, pad_token_id=0,
-    )  # fmt: skip
-    base = LlamaForSequenceClassification(config)
-    model = apply_method(base, MethodSpec(kind="prompt", num_virtual_tokens=2), "SEQ_CLS").double()
+    model = apply_method(tiny_bert(), MethodSpec(kind="prompt", num_virtual_tokens=2), "SEQ_CLS").double()
     for spec in SPECS.values():
         model.zero_grad()
         against(whole(model), spec).forward_backward(batches(), 8.0)
