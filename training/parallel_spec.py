@@ -86,6 +86,11 @@ class ParallelSpec(Frozen):
         "none",
         description="What backward computes again: nothing, whole blocks, or all but matrix products and attention.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile each block (torch.compile) in the first steps. Numbers differ in their last bits from those "
+        "without; on CPU it wants a C++ compiler.",
+    )
     offload: bool = Field(False, description="Keep weights, gradients and optimizer state in host memory (fsdp).")
 
     @property
@@ -145,6 +150,12 @@ class ParallelSpec(Frozen):
             raise ValueError(
                 f"parallel.strategy ddp with tp {self.tp} and pp {self.pp}: copies of cut weights are not supported; "
                 "set strategy to fsdp"
+            )
+        cut = [name for name in ("tp", "cp", "pp") if getattr(self, name) > 1]
+        if self.compile and cut:
+            raise ValueError(
+                f"parallel.compile true with {cut[0]} {getattr(self, cut[0])}: compiled blocks were only shown to be right "
+                "under fsdp and ddp; set compile to false"
             )
         if self.strategy == "ddp" and precision != "fp32":
             raise ValueError(f"parallel.strategy ddp trains in fp32, not {precision}: set strategy to fsdp")

@@ -23,6 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from spark_jobs.errors import JobCrashed, NightmillError, TrainingError
 from spark_jobs.requests import Failure, Outcome, Request, failure_of
 from training.loop_spec import LoopSpec
+from training.pretrain.compiled_blocks import keep_kernels_apart
 from training.pretrain.mesh import Ranks, join_ranks, num_restarts
 from training.pretrain.profiling import record_collectives
 from training.pretrain.progress import relayed_events
@@ -119,6 +120,8 @@ def work_as_rank(request: Request, offload: bool, work: Work, why_restarted: str
     """Join the other ranks and do `work`: {"outcome": ...}, or {"failure": ...} if all ranks decided to stop."""
     if torch.cuda.is_available():
         record_collectives(Path(request.out) / "scratch" / "flight-recorder")
+    else:
+        keep_kernels_apart(Path(request.out) / "scratch" / "kernels")
     ranks = join_ranks(offload)
     try:
         outcome = work(request, ranks, why_restarted if num_restarts() else "")

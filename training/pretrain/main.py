@@ -19,6 +19,7 @@ from spark_jobs.requests import Outcome, Request
 from training.inputs import input_uri
 from training.manifests import ModelFolder
 from training.pretrain.chunked_loss import install_loss_head
+from training.pretrain.compiled_blocks import check_compiler
 from training.pretrain.flops import model_flops_per_token
 from training.pretrain.heldout import heldout_batches, heldout_rows
 from training.pretrain.launch import launch_ranks, work_as_rank
@@ -38,6 +39,8 @@ from training.specs import TrainSpec
 def run(request: Request) -> Outcome:
     """Train on as many local ranks as the spec says."""
     spec = TrainSpec.model_validate(request.spec)
+    if spec.parallel.compile:
+        check_compiler()
     check_request(request, spec)
     return launch_ranks(request, spec, train)
 

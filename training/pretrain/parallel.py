@@ -1,4 +1,5 @@
-"""How a model is spread over ranks. One order: pipeline split, tensor parallel, activation checkpointing, FSDP2 or DDP."""
+"""How a model is spread over ranks. One order: pipeline split, activation checkpointing, tensor
+parallel, compilation, FSDP2 or DDP."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from training.parallel_spec import ParallelSpec
 from training.pretrain.activation_checkpointing import checkpoint_activations
 from training.pretrain.chunked_loss import LossHead
+from training.pretrain.compiled_blocks import compile_blocks
 from training.pretrain.context_parallel import use_context_parallel
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Mesh
@@ -66,6 +68,8 @@ def parallelize(
         loss = over_cut_vocabulary(loss, mesh.tp)
     whole_loss = output_loss or on_logits(loss, mesh.ranks.device)
     if spec.strategy == "ddp":
+        if spec.compile:
+            compile_blocks(blocks_of(model))
         return WholeModel(model, copy_model(model), mesh, whole_loss, head)
     reshard = sum(p.numel() for p in model.parameters()) >= reshard_from
     policies = _policies(mesh, spec, precision)
@@ -73,6 +77,8 @@ def parallelize(
     def shard(part: nn.Module) -> None:
         if mesh.tp is not None:
             cut_matrices(part, mesh.tp)
+        if spec.compile:
+            compile_blocks(blocks_of(part))
         shard_module(part, mesh, policies, reshard)
 
     if mesh.degrees.pp > 1:
