@@ -64,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--plan", action="store_true", help="only say which steps would run, and why")
     finetune.set_defaults(command=_lazy("flows.finetune_command", "finetune"))
 
+    tune = commands.add_parser("tune", help="search the settings of a fine-tuning; trials run on Dask")
+    _add_night_arguments(tune)
+    tune.add_argument("--json", action="store_true", help="end with one JSON line on stdout")
+    tune.add_argument("--plan", action="store_true", help="only say what would run, and why")
+    tune.add_argument(
+        "--trial", type=int, metavar="N", help="do not search: train trial N of the search alone, score it"
+    )
+    tune.set_defaults(command=_lazy("flows.tune_command", "tune"))
+
     for name, text in (
         ("trace", "where a document, sequence or model came from, and what became of it"),
         ("forget", "take documents out of every snapshot from now on"),

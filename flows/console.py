@@ -54,6 +54,16 @@ class ConsoleObserver:
             Text.assemble((f"  {result.state:<8}", COLORS[result.state]), f"{step.name:<18} {result.seconds:6.1f} s")
         )
 
+    def trial_scored(self, result: StepResult, told: str) -> None:
+        """A training of a search; told: its score and values."""
+        self._console.print(
+            Text.assemble(
+                (f"  {result.state:<8}", COLORS[result.state]),
+                f"{result.step:<18} {result.seconds:6.1f} s  ",
+                (told, "dim"),
+            )
+        )
+
     def night_page(self, page: Path) -> None:
         self._console.print(f"  page    {page}", soft_wrap=True, highlight=False)
 

@@ -74,6 +74,8 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{where}: no such setting; {hint}"
+    if isinstance(problem["input"], dict):  # a rule over several settings names them itself
+        return f"{where}: {problem['msg']}"
     return f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 

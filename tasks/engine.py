@@ -108,6 +108,10 @@ class Engine:
             if isinstance(observer, PageObserver):
                 observer.night_page(page)
 
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        return self._observers
+
     def close(self) -> None:
         for application in self.applications.values():
             application.close()

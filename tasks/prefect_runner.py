@@ -55,12 +55,12 @@ def run_as_task(step: Step[Any], body: Callable[[], StepResult]) -> StepResult:
         persist_result=False,
         retries=len(RETRY_DELAYS_S),
         retry_delay_seconds=RETRY_DELAYS_S,
-        retry_condition_fn=_worth_retrying,
+        retry_condition_fn=worth_retrying,
     )(run_step)()
     return results[-1]
 
 
-def _worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+def worth_retrying(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     """A process that died or a step that was busy may succeed next time; a failed check or a wrong request never will."""
     try:
         state.result()

@@ -29,9 +29,10 @@ PLANNED = "planned"
 class Step(Generic[H]):
     """One step of a night.
 
-    handle: type of the output. entry: module whose code (with what it imports) decides the result. libraries:
-    distributions that can change the result. app: which child process runs it; `inline` steps run `work` in this process.
-    dated: the night itself is part of the key. seconds: how long the job may take before it is stopped.
+    handle: type of the output. entry: module whose code (with what it imports) decides the result; entries: further ones,
+    where a step is several jobs. libraries: distributions that can change the result. app: which child process runs it;
+    `inline` steps run `work` in this process. dated: the night itself is part of the key. seconds: how long the job may
+    take before it is stopped.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Step(Generic[H]):
     spec: BaseModel
     night: str
     inputs: dict[str, Handle] = field(default_factory=dict)
+    entries: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     app: AppName | Literal["inline"] = "inline"
     job: str = ""
@@ -62,7 +64,7 @@ class Step(Generic[H]):
             "night": self.night if self.dated else "",
             "spec": self.spec.model_dump(mode="json", exclude=set(unkeyed)),
             "parents": {p.role: p.digest for p in self.parents},
-            "code": code_digests(self.entry),
+            "code": {m: d for entry in (self.entry, *self.entries) for m, d in code_digests(entry).items()},
             "libraries": library_versions(self.libraries),
         }
 

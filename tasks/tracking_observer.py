@@ -78,6 +78,14 @@ class TrackingObserver:
     def night_page(self, page: Path) -> None:
         self._tracking.send({"do": "artifacts", "key": self._night, "path": str(page), "to": "report"})
 
+    @property
+    def night(self) -> str:
+        return self._night
+
+    def send(self, record: dict[str, Any]) -> None:
+        """A record of a run that is no step's, see `Tracking.send`."""
+        self._tracking.send(record)
+
     def run_key(self, step: Step[Any]) -> str:
         """The key of the step's run, for whoever logs a model under it."""
         return self._key(step)

@@ -105,3 +105,33 @@ class TaskScorecard(Handle):
     value: float
     low: float
     high: float
+
+
+class TrialResult(Handle):
+    """`data/scores.json` of one training of a search, on the validation split; the model itself is not kept. `failure` says
+    why there is no score (a loss that was not finite). model_sha256: of names and bytes of the exported folder's files,
+    by which the same training run alone can be compared. num_rows = rows scored.
+    """
+
+    kind: ClassVar[str] = "trials"
+    metric: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    failure: str = ""
+    model_sha256: str = ""
+
+
+class SearchResult(Handle):
+    """`data/trials.json`: every trial with values, scores and what became of it. `data/best.yaml`: the fine-tuning with the
+    best trial's values, for `nightmill finetune`. `data/history.svg`, `data/importance.svg`, `data/importance.json`.
+    num_rows = trials; best: number of the best one, which scored `value`.
+    """
+
+    kind: ClassVar[str] = "searches"
+    metric: str
+    best: int
+    value: float
+    num_finished: int
+    num_pruned: int
+    num_failed: int
