@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.parity import TOLERANCE, Layout, difference, on_ranks, tiny_llama, train
 from spark_jobs.errors import RequestError
+from training.manifests import Checkpoint
 from training.pretrain.compiled_blocks import KERNELS, check_compiler, compile_blocks, keep_kernels_apart
 from training.pretrain.parallel import blocks_of
 from training.specs import TrainSpec
 
 STEPS = 2
+TRAIN: dict[str, Any] = {
+    "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 24},
+    "num_steps": 4, "sequences_per_step": 4, "micro_batch": 2, "ranks": 2, "checkpoint_every": 2,
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -24,6 +30,20 @@ def test_two_ranks_with_compiled_blocks_give_the_numbers_of_one_without(parallel
     (alone,) = on_ranks(lambda ranks: train(Layout("one rank", 1), ranks, False, STEPS), 1)
     compiled = Layout("compiled", 2, parallel | {"compile": True})
     assert difference(compiled, False, STEPS, alone).worst < TOLERANCE  # fails where names differ
+
+
+@pytest.mark.slow
+def test_job_with_compiled_blocks_publishes_the_weights_it_has_without_under_the_same_names(engine, world) -> None:
+    found = []
+    for compiled in (False, True):
+        out = world.root / "checkpoints" / f"train-compiled{int(compiled)}"
+        spec = TRAIN | {"parallel": {"compile": compiled}}
+        engine.run(Checkpoint, "train", spec, out, **world.inputs())
+        found.append(load_file(out / "data" / "model.safetensors"))
+    plain, weights = found
+    assert weights.keys() == plain.keys()
+    for name, wanted in plain.items():
+        torch.testing.assert_close(weights[name], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_names_of_compiled_blocks_are_those_of_the_model() -> None:
