@@ -114,6 +114,8 @@ def write_folder(
             )
     elif hasattr(model, "peft_config"):
         model.save_pretrained(data / ADAPTER, safe_serialization=True)
+        if hasattr(model.base_model, "disable_adapter_layers"):  # adapter: attention layers go back to their own names
+            model.base_model.disable_adapter_layers()
         model = model.get_base_model()
     model.config.use_cache = bool(model.can_generate())
     if isinstance(task, TextTask):
