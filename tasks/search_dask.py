@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import distributed
 from distributed.security import Security
@@ -37,9 +39,11 @@ _applications: dict[AppName, Application] = {}  # of this process, if it is a wo
 
 
 class TrialJob(Frozen):
-    """A trial as it is sent to a worker. root: the workspace, on a disk that all workers see; labelled, base: addresses."""
+    """A trial as it is sent to a worker. root: the workspace, on a disk that all workers see; labelled, base: addresses.
+    key: of its step, as the flow's own code and libraries make it."""
 
     name: str
+    key: str
     root: str
     night: str
     labelled: str
@@ -90,7 +94,7 @@ def run_on_dask(
             yield job, _result(job, future)
 
 
-def _ended(runner: DaskTaskRunner, futures: Sequence[distributed.Future]) -> list[str]:
+def _ended(runner: DaskTaskRunner, futures: Sequence[Any]) -> list[str]:
     """Keys of those that have ended, once there is one."""
     with runner.client.as_current():
         ended = distributed.wait(futures, return_when="FIRST_COMPLETED").done  # type: ignore[no-untyped-call]
@@ -122,7 +126,10 @@ def _result(job: TrialJob, future: PrefectDaskFuture[str]) -> StepResult:
     retry_condition_fn=worth_retrying,
 )
 def run_trial(job: str) -> str:
-    """In a worker: find the trial's output, or make it. In and out as JSON: TrialJob, StepResult."""
+    """In a worker: find the trial's output, or make it. In and out as JSON: TrialJob, StepResult.
+
+    Raises: RequestError if the worker's code or libraries are not those of the flow: its numbers could be others.
+    """
     run_log.logger = get_run_logger()
     told = TrialJob.model_validate_json(job)
     for name in DASK_THREADS:
@@ -132,7 +139,13 @@ def run_trial(job: str) -> str:
     with engine_in_use(engine):
         labelled = LabelledSet.load(workspace.at(told.labelled))
         base = ModelFolder.load(workspace.at(told.base))
-        engine.run(trial_step(labelled, base, told.spec, told.night))
+        step = trial_step(labelled, base, told.spec, told.night)
+        if step.key() != told.key:
+            raise RequestError(
+                f"{told.name}: the Dask worker on {socket.gethostname()} has other code or libraries than the flow; install "
+                "the same version there (or: the code changed while this ran), and run again"
+            )
+        engine.run(step)
     return engine.results[-1].model_copy(update={"step": told.name}).model_dump_json()
 
 

@@ -11,6 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from flows.deploy import TAG, Applied, apply_file, prefect_file, read_prefect_file
 from flows.finetune_specs import FinetuneRunSpec, load_finetune_spec
 from flows.specs import NightlySpec, load_spec
+from flows.tune_specs import TuneRunSpec, load_tune_spec
 from spark_jobs.errors import RequestError
 
 
@@ -79,6 +80,16 @@ def test_form_of_finetune_starts_as_the_preset_that_needs_no_file(apply, tree, c
     assert FinetuneRunSpec.model_validate(finetune.parameters["spec"]) == load_finetune_spec("topics", [])
     methods = finetune.parameter_openapi_schema["definitions"]["MethodSpec"]["properties"]["kind"]
     assert "lora" in methods["enum"]
+
+
+def test_tune_is_the_preset_topics_and_its_form_says_what_is_varied(apply, tree, client):
+    apply(tree)
+    deployed = client.read_deployment_by_name("tune/tune")
+    assert TuneRunSpec.model_validate(deployed.parameters["spec"]) == load_tune_spec("topics", [])
+    assert deployed.work_pool_name == "gpu"
+    search = deployed.parameter_openapi_schema["definitions"]["SearchSpec"]["properties"]
+    assert search["num_trials"]["minimum"] == 1
+    assert "validation split" in search["folds"]["description"]
 
 
 def test_changed_schedule_replaces_the_old_one(apply, tree, client):
