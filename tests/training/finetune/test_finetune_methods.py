@@ -333,6 +333,21 @@ def test_resumed_run_ends_with_the_bytes_of_the_unbroken_one(workspace, bert, ki
     assert len(curves[0]) == 12
 
 
+@pytest.mark.parametrize("kind", ["fgm", "freelb"])
+def test_adversarial_run_of_an_adapter_resumes_to_the_byte(workspace, bert, kind: str) -> None:
+    """With dropout, whose random state a step must leave as a plain one does."""
+    labelled, spec = colours(workspace), SPEC | {"method": {"kind": "lora", "rank": 2}, "adversarial": {"kind": kind}}
+    unbroken = trained(workspace.root / "unbroken", labelled, bert, spec)
+    kept = "scratch/checkpoints/step-00000008"
+    shutil.copytree(unbroken / kept, workspace.root / "resumed" / kept)
+    shutil.copyfile(unbroken / "scratch" / "curve.jsonl", workspace.root / "resumed" / "scratch" / "curve.jsonl")
+    resumed = trained(workspace.root / "resumed", labelled, bert, spec)
+    plain = trained(workspace.root / "plain", labelled, bert, spec | {"adversarial": {"kind": "none"}})
+    weights = [(run / "data" / "model.safetensors").read_bytes() for run in (unbroken, resumed, plain)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "prompt"])
 def test_two_ranks_train_what_one_does(workspace, bert, kind: str, strategy: str) -> None:
