@@ -174,3 +174,13 @@ def test_answers_are_preferred_after_training(workspace, llama, method: str) -> 
     card = workspace.score(model, labelled, {"task": TASK})
     assert card.metric == "pairwise_accuracy"
     assert card.value == 1.0
+
+
+def test_pairs_held_out_are_compared_with_the_base_too(workspace, llama) -> None:
+    held = [r | {"id": r["id"][::-1], "split": "validation"} for r in rows()]
+    spec = FAST | {"epochs": 2, "early_stop": {"watch": "heldout", "every": 1, "patience": 9}}
+    checkpoint = workspace.finetune(workspace.labelled("preference", rows() + held), llama, spec)
+    curve = [json.loads(line) for line in (Path(checkpoint.folder()) / "curve.jsonl").read_text().splitlines()]
+    losses = [one["heldout_loss"] for one in curve]
+    assert losses[0] < math.log(2)
+    assert losses == sorted(losses, reverse=True), "the same pairs as those trained on"
