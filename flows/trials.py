@@ -118,7 +118,7 @@ class Trials:
     def _job(self, piece: Piece, step: Step[TrialResult]) -> TrialJob:
         assert isinstance(step.spec, TrialSpec)
         return TrialJob(
-            name=self._name(piece), root=str(self.engine.workspace.root), night=self.engine.night,
+            name=self._name(piece), key=step.key(), root=str(self.engine.workspace.root), night=self.engine.night,
             labelled=step.inputs["labelled"].address, base=step.inputs["base"].address, spec=step.spec,
         )  # fmt: skip
 

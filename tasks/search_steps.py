@@ -57,12 +57,12 @@ def train_and_score(labelled: LabelledSet, base: ModelFolder, spec: TrialSpec, a
             model = export_task(checkpoint, base, labelled)
             card = score_task(model, labelled, spec.score)
         except (TrainingError, RequestError, DataError) as error:
-            return _outcome(spec.metric, 0, attempt, {}, failure=str(error).splitlines()[0])
+            return outcome_of(spec.metric, 0, attempt, {}, failure=str(error).splitlines()[0])
     scores = json.loads((Path(card.folder()) / "scores.json").read_text())
-    return _outcome(spec.metric or card.metric, card.num_rows, attempt, scores, sha256=files_sha256(model))
+    return outcome_of(spec.metric or card.metric, card.num_rows, attempt, scores, sha256=files_sha256(model))
 
 
-def _outcome(
+def outcome_of(
     metric: str, num_rows: int, attempt: Path, scores: dict[str, Any], failure: str = "", sha256: str = ""
 ) -> Outcome:
     """Raises: RequestError if the task has no such metric."""

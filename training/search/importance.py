@@ -21,6 +21,7 @@ def importances(search: SearchSpec, trials: Sequence[Trial]) -> dict[str, float]
         return {}
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=search.direction)
     study.add_trials([told(search, trial) for trial in finished])
     found = optuna.importance.get_param_importances(study)
