@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from spark_jobs.errors import RequestError
 from spark_jobs.label_spec import LabelSpec
@@ -13,7 +14,7 @@ from tasks.ledger import champion_now
 from tasks.model_steps import TORCH
 from tasks.steps import Step
 from tasks.workspace import Workspace
-from training.augment_spec import AugmentSpec
+from training.augment_spec import AugmentJobSpec, AugmentSpec
 from training.finetune.source import source_folder
 from training.finetune_spec import FinetuneSpec, ImportJobSpec, ImportModelSpec, ScoreTaskSpec
 from training.manifests import ModelFolder, TaskCheckpoint, TaskScorecard
@@ -38,10 +39,17 @@ def augment_rows(labelled: LabelledSet, spec: AugmentSpec) -> LabelledSet:
     engine = current_engine()
     return engine.run(
         Step(
-            name="augment", handle=LabelledSet, entry="training.augment.job", spec=spec, night=engine.night,
+            name="augment", handle=LabelledSet, entry="training.augment.job",
+            spec=AugmentJobSpec(**spec.model_dump(), digests=folder_digests(spec)), night=engine.night,
             inputs={"labelled": labelled}, libraries=TORCH, app="torch",
         )
     )  # fmt: skip
+
+
+def folder_digests(spec: AugmentSpec) -> dict[str, str]:
+    """sha256 of each folder the methods name, by path. Raises: RequestError if one is not there."""
+    named = [getattr(method, name, "") for method in spec.methods for name in ("wordnet", "forward", "backward")]
+    return {path: folder_digest(Path(path)) for path in named if path}
 
 
 def import_model(spec: ImportModelSpec) -> ModelFolder:
@@ -72,8 +80,15 @@ def digest_of(spec: ImportModelSpec) -> str:
     revision tells."""
     if spec.hub:
         return ""
+    return folder_digest(source_folder(resolved(spec)))
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over names and bytes of a folder's files, none below it."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: no such folder; name one that is there")
     digest = hashlib.sha256()
-    for path in sorted(source_folder(resolved(spec)).iterdir()):
+    for path in sorted(folder.iterdir()):
         if path.is_file():
             digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -119,3 +119,9 @@ class AugmentSpec(Frozen):
         if twice:
             raise ValueError(f"methods {twice} are named more than once: raise copies instead")
         return methods
+
+
+class AugmentJobSpec(AugmentSpec):
+    """`AugmentSpec` with the digest of each folder it names, so that another model or WordNet is another request."""
+
+    digests: dict[str, str] = Field(default_factory=dict)

@@ -34,7 +34,7 @@ from training.augment.translator import Translator
 from training.augment.wordnet import WordNet, find_wordnet
 from training.augment_spec import (
     AnyMethod,
-    AugmentSpec,
+    AugmentJobSpec,
     BackTranslationSpec,
     CharacterNoiseSpec,
     MixingSpec,
@@ -56,7 +56,7 @@ def run(request: Request) -> Outcome:
     Raises: RequestError if a method cannot keep the labels of the task; DataError if no row was made, or the set was made
     longer before.
     """
-    spec = AugmentSpec.model_validate(request.spec)
+    spec = AugmentJobSpec.model_validate(request.spec)
     labelled = LabelledSet.load(input_uri(request, "labelled"))
     for method in spec.methods:
         changed_columns(labelled.task, method.kind)
