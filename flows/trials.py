@@ -10,6 +10,7 @@ from prefect_dask import DaskTaskRunner
 from flows.console import ConsoleObserver
 from flows.finetune_specs import FinetuneRunSpec
 from flows.tune_specs import TuneRunSpec
+from spark_jobs.errors import DataError
 from spark_jobs.manifests import LabelledSet
 from tasks.engine import Engine, StepResult, current_engine
 from tasks.finetune_steps import augment_rows, import_model
@@ -40,7 +41,10 @@ class Trials:
         return [self._found(piece, step) for piece, step in self._steps(pieces)]
 
     def run(self, pieces: Sequence[Piece], runner: DaskTaskRunner) -> list[PieceScore | None]:
-        """Scores of all: those that are not finished are run on Dask, two equal ones once."""
+        """Scores of all: those that are not finished are run on Dask, two equal ones once.
+
+        Raises: what a trial raised that can be tried again (a crash, a full disk); DataError if an output cannot be read.
+        """
         planned = list(self._steps(pieces))
         jobs = {
             step.key(): (self._job(piece, step), step) for piece, step in planned
@@ -49,18 +53,25 @@ class Trials:
         for job, result in run_on_dask(runner, [job for job, _ in jobs.values()], self.spec.search.max_parallel):
             self.engine.note(result)
             self._show(result, job)
-        return [self._found(piece, step) for piece, step in planned]
+        scores = [self._found(piece, step) for piece, step in planned]
+        for piece, score in zip(pieces, scores, strict=True):
+            if score is None:
+                raise DataError(
+                    f"{self._name(piece)}: its output is not where it was published; look at the disk, run again"
+                )
+        return scores
 
     def _steps(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Step[TrialResult] | str]]:
-        """Each with its step, or with why its values cannot be a step."""
+        """Each with its step, or with why its values do not go together."""
         for piece in pieces:
             try:
-                yield piece, self._step(piece)
+                run = self.spec.with_values(piece.values)
             except ValueError as error:
                 yield piece, str(error)
+            else:
+                yield piece, self._step(piece, run)
 
-    def _step(self, piece: Piece) -> Step[TrialResult]:
-        run = self.spec.with_values(piece.values)
+    def _step(self, piece: Piece, run: FinetuneRunSpec) -> Step[TrialResult]:
         budget = run.finetune.model_copy(update={"epochs": run.finetune.epochs * piece.budget, "profile": None})
         score = run.scoring().model_copy(update={"split": "validation"})
         trial = TrialSpec(finetune=budget, score=score, metric=self.spec.search.metric)
