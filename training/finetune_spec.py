@@ -136,6 +136,15 @@ class FinetuneSpec(LoopSpec):
             raise ValueError("method.kind qlora wants parallel.strategy ddp: 4-bit weights cannot be sharded")
         if self.method.kind == "adalora" and self.parallel.strategy != "ddp":
             raise ValueError("method.kind adalora wants parallel.strategy ddp: ranks of all layers are compared whole")
+        if self.distill is not None and self.distill.hidden is not None and self.method.kind == "prompt":
+            raise ValueError(
+                "distill.hidden with method.kind prompt: the student's layers also hold a prompt that the teacher does not read; "
+                "choose lora or full"
+            )
+        if self.distill is not None and self.distill.teacher == "served":
+            raise ValueError(
+                "distill.teacher served is for the pre-training of causal models; a task's teacher is a model folder"
+            )
         if self.adversarial.kind != "none" and self.adaptive_batch.measure_every:
             raise ValueError(
                 f"adaptive_batch.measure_every {self.adaptive_batch.measure_every} with adversarial.kind {self.adversarial.kind}: "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spark_jobs.manifests import Frozen
+from training.distill_spec import DistillSpec
 from training.parallel_spec import Degrees, ParallelSpec
 
 
@@ -161,6 +162,7 @@ class LoopSpec(Frozen):
     )
     parallel: ParallelSpec = ParallelSpec()
     local: LocalSpec | None = Field(None, description="Train replicas that meet every few steps; none: every step.")
+    distill: DistillSpec | None = Field(None, description="Learn from a teacher too; none: from the targets alone.")
     profile: ProfileSpec | None = Field(None, description="Record where time goes in a few steps; none: no trace.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Of weights in forward and backward; masters are fp32. fp16 scales the loss."
@@ -190,7 +192,27 @@ class LoopSpec(Frozen):
         self.parallel.check_strategy(self.precision)
         self._check_adaptive_batch(rows)
         self._check_local(degrees)
+        self._check_distill()
         return self
+
+    @model_serializer(mode="wrap")
+    def without_what_came_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`distill` is younger than outputs that were made without it: unset it is not written, so that their keys stay."""
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if name != "distill" or value is not None}
+
+    def _check_distill(self) -> None:
+        """Teacher and student are whole models on every rank, and the student's logits exist."""
+        if self.distill is None:
+            return
+        wants = {f"parallel.{name}": getattr(self.parallel, name) > 1 for name in ("tp", "pp", "cp")}
+        wants |= {"loss.chunk_tokens": self.loss.chunk_tokens > 0, "local": self.local is not None}
+        wants |= {"parallel.compile": self.parallel.compile and self.distill.hidden is not None}
+        for name, asked in wants.items():
+            if asked:
+                raise ValueError(
+                    f"{name} does not go with distill: a teacher's whole answer is compared with the student's; leave one out"
+                )
 
     def _check_local(self, degrees: Degrees) -> None:
         """Replicas that train on their own: what needs one model all the time is refused."""

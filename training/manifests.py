@@ -107,6 +107,19 @@ class TaskScorecard(Handle):
     high: float
 
 
+class TaskComparison(Handle):
+    """`data/comparison.json`: one model's main metric minus another's on the same rows, with the 95 % interval of paired
+    draws. mcnemar_p: two-sided, where the metric is a share of right answers. num_rows = rows compared."""
+
+    kind: ClassVar[str] = "task-comparisons"
+    task: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    mcnemar_p: float | None = None
+
+
 class TrialResult(Handle):
     """`data/scores.json` of one training of a search, on the validation split; the model itself is not kept. `failure` says
     why there is no score (a loss that was not finite). model_sha256: of names and bytes of the exported folder's files,

@@ -65,6 +65,10 @@ def run_job(request: Request) -> Outcome:
             from training.finetune.export import run
         case "score-task":
             from training.finetune.score import run
+        case "make-student":
+            from training.distill.student import run
+        case "compare-tasks":
+            from training.finetune.compare import run
         case "augment":
             from training.augment.job import run
         case "generate":

@@ -1,6 +1,7 @@
 """The finetune job: encode the training split, put the head and the method on the base, train on the ranks.
 
-Inputs: labelled (LabelledSet), base (ModelFolder). Output: a TaskCheckpoint.
+Inputs: labelled (LabelledSet), base (ModelFolder), teacher (ModelFolder of the same task) where the spec says distill.
+Output: a TaskCheckpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from transformers import AutoConfig, PreTrainedModel
 from spark_jobs.errors import RequestError, TrainingError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
+from training.distill.layers import install_hidden
+from training.distill.loss import DistilledLoss, maps_of
+from training.distill.tasks import check_teacher, task_divergence
+from training.distill.teacher import load_teacher, teacher_of
 from training.finetune.adalora import RankSchedule, check_steps, with_penalty
 from training.finetune.adversarial import against
 from training.finetune.base import load_base, load_tokenizer
@@ -60,7 +65,13 @@ def check_request(request: Request, spec: FinetuneSpec) -> None:
             f"early_stop.watch heldout: labelled set {labelled.address} has no validation split; set validation_share or "
             "watch train"
         )
-    check_task(spec.method, make_task_of(spec.task, labelled, base).peft_type)
+    task = make_task_of(spec.task, labelled, base)
+    check_task(spec.method, task.peft_type)
+    if spec.distill is not None:
+        task_divergence(spec.task.kind, spec.distill.temperature)
+    teacher = teacher_of(request, spec.distill)
+    if teacher is not None:
+        check_teacher(teacher, task, labelled, base)
 
 
 def inputs_of(request: Request) -> tuple[LabelledSet, ModelFolder]:
@@ -99,13 +110,15 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
         (out / "data").mkdir(parents=True, exist_ok=True)
         (out / "scratch").mkdir(exist_ok=True)
         model.config.save_pretrained(out / "data")
-    loss, companion = with_method(task.loss, trained, spec.method, steps)
+    learned = with_teacher(task.loss, trained, request, spec, ranks)
+    loss, companion = with_method(learned, trained, spec.method, steps)
     shared = against(parallelize(trained, mesh, spec.parallel, spec.precision, output_loss=loss), spec.adversarial)
     material = TaskMaterial(
         task, examples, spec.seed, spec.sequences_per_step, mesh.degrees.batch,
         heldout_inputs(task, watched, spec.micro_batch, mesh.at.batch, mesh.degrees.batch),
     )  # fmt: skip
-    plan = Plan(steps, spec.optimizer.learning_rate, _identity(request, labelled, base))
+    identity = _identity(request, labelled, base, teacher_of(request, spec.distill))
+    plan = Plan(steps, spec.optimizer.learning_rate, identity)
     flops = _flops_per_token(model, examples)
     facts = train_rank(shared, material, spec, plan, out, flops, why_restarted, companion)
     fields = facts | {
@@ -138,14 +151,29 @@ def with_method(
     return with_penalty(loss, trained, ranks.config.orth_reg_weight), ranks.follow
 
 
+def with_teacher(
+    loss: OutputLoss, trained: PreTrainedModel, request: Request, spec: FinetuneSpec, ranks: Ranks
+) -> OutputLoss:
+    """The loss with the teacher's part, if there is one; layers that are learned too get their maps in `trained`."""
+    folder = teacher_of(request, spec.distill)
+    if spec.distill is None or folder is None:
+        return loss
+    teacher = load_teacher(folder)
+    if spec.distill.hidden is not None:
+        install_hidden(trained, teacher, spec.distill.hidden, spec.seed)
+    divergence = task_divergence(spec.task.kind, spec.distill.temperature)
+    return DistilledLoss(loss, teacher, divergence, spec.distill, ranks.device, maps_of(trained))
+
+
 def _flops_per_token(model: PreTrainedModel, examples: Sequence[Example]) -> float:
     """At the examples' mean length."""
     return model_flops_per_token(model, round(sum(example.num_tokens for example in examples) / len(examples)))
 
 
-def _identity(request: Request, labelled: LabelledSet, base: ModelFolder) -> str:
+def _identity(request: Request, labelled: LabelledSet, base: ModelFolder, teacher: ModelFolder | None) -> str:
     """What a checkpoint may be resumed under: everything but ranks, how they share the work, and how they are kept going."""
     free = {"ranks", "parallel", "checkpoint_mode", "max_restarts", "profile", "micro_batch"}
     spec = {name: value for name, value in request.spec.items() if name not in free}
-    text = json.dumps([spec, labelled.digest, base.digest], sort_keys=True)
+    inputs = [labelled.digest, base.digest, *([teacher.digest] if teacher else [])]
+    text = json.dumps([spec, *inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -33,6 +33,7 @@ from training.pretrain.mesh import Mesh, Ranks
 from training.pretrain.optimizer import optimizer_state
 
 STEP = re.compile(r"step-(\d{8})")
+TRAINING_ONLY = "training_only"  # a part of a model that is trained and saved with it, and not published
 
 
 def complete_steps(folder: Path) -> list[int]:
@@ -263,6 +264,7 @@ def save_final(data: Path, state: dict[str, Any], mesh: Mesh) -> None:
     tensors = gather_state(state, mesh)
     for part in ("model", "optimizer", "ema") if mesh.ranks.is_first else ():
         chosen = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
+        chosen = {k: v for k, v in chosen.items() if TRAINING_ONLY not in k.split(".")}
         if chosen:
             save_file(chosen, data / f"{part}.safetensors", metadata={"format": "pt"})
 

@@ -13,9 +13,14 @@ import os
 import sys
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from spark_jobs.errors import DataError, RequestError, TrainingError
 from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
 from spark_jobs.requests import Outcome, Request
+from training.distill.layers import install_hidden
+from training.distill.loss import DistilledLoss, maps_of, token_divergence
+from training.distill.teacher import check_length, check_vocabulary, load_teacher, teacher_of, vocabulary_of
 from training.inputs import input_uri
 from training.manifests import ModelFolder
 from training.pretrain.chunked_loss import install_loss_head
@@ -28,7 +33,7 @@ from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import check_architecture, load_weights, model_config, model_kind, new_model
 from training.pretrain.objectives import Examples, PackedText
-from training.pretrain.parallel import parallelize
+from training.pretrain.parallel import OutputLoss, on_logits, parallelize
 from training.pretrain.sequence_order import corpus_row_groups, row_facts
 from training.pretrain.token_shards import Batch, Sequences
 from training.pretrain.trainer import plan_of, train_rank
@@ -78,6 +83,10 @@ def check_request(request: Request, spec: TrainSpec) -> None:
     model_kind(config, spec.objective)
     if champion is not None:
         check_architecture(config, champion)
+    teacher = teacher_of(request, spec.distill)
+    if teacher is not None:
+        check_vocabulary(teacher, f"tokenizer {tokenizer.address}", vocabulary_of(tokenizer.folder()))
+        check_length(teacher, corpus.seq_len)
 
 
 def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | None]:
@@ -110,7 +119,7 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
         config.save_pretrained(out / "data")
     groups = corpus_row_groups(corpus, champion.night if champion else "")
     replay_ratio = float(corpus.spec.get("replay_ratio", 0.5))
-    plan = plan_of(spec, champion is not None, _identity(request, corpus, champion))
+    plan = plan_of(spec, champion is not None, _identity(request, corpus, champion, teacher_of(request, spec.distill)))
     told = row_facts(corpus, groups, spec.order, plan.num_steps * spec.sequences_per_step)
     sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed, told)
     heldout: list[Batch] = []
@@ -121,7 +130,8 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     head = install_loss_head(model, spec.loss) if spec.loss.chunk_tokens else None
     loss = functools.partial(sum_cross_entropy, spec=spec.loss)
     placed = mesh if spec.local is None else ReplicaMesh.of(mesh)
-    shared = parallelize(model, placed, spec.parallel, spec.precision, loss, head)
+    learned = with_teacher(on_logits(loss, ranks.device), model, request, spec, ranks)
+    shared = parallelize(model, placed, spec.parallel, spec.precision, loss, head, output_loss=learned)
     material = PackedText(sequences, Examples(spec, mesh, tokenizer), heldout)
     facts = train_rank(shared, material, spec, plan, out, flops, why_restarted)
     fields = facts | {
@@ -132,13 +142,28 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     return Outcome(num_rows=facts.get("num_steps", 0), format="safetensors", fields=fields)
 
 
-def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None) -> str:
+def with_teacher(
+    loss: OutputLoss, model: PreTrainedModel, request: Request, spec: TrainSpec, ranks: Ranks
+) -> OutputLoss | None:
+    """The loss with the teacher's part, None if there is no teacher; layers that are learned too get their maps in `model`."""
+    folder = teacher_of(request, spec.distill)
+    if spec.distill is None or folder is None:
+        return None
+    teacher = load_teacher(folder)
+    if spec.distill.hidden is not None:
+        install_hidden(model, teacher, spec.distill.hidden, spec.seed)
+    divergence = token_divergence(spec.distill.temperature)
+    return DistilledLoss(loss, teacher, divergence, spec.distill, ranks.device, maps_of(model))
+
+
+def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None, teacher: ModelFolder | None) -> str:
     """What a checkpoint may be resumed under: everything but ranks, how they share the work, and how they are kept going."""
     free = {"ranks", "parallel", "checkpoint_mode", "max_restarts", "profile"}
     if request.spec.get("local"):
         free.remove("ranks")  # each replica has state of its own
     spec = {k: v for k, v in request.spec.items() if k not in free}
-    text = json.dumps([spec, corpus.digest, champion.digest if champion else ""], sort_keys=True)
+    inputs = [corpus.digest, champion.digest if champion else "", *([teacher.digest] if teacher else [])]
+    text = json.dumps([spec, *inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

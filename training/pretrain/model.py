@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -21,7 +21,6 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from spark_jobs.errors import RequestError, TrainingError
-from spark_jobs.manifests import TokenizerFiles
 from training.manifests import ModelFolder
 from training.specs import ModelSpec
 
@@ -43,7 +42,20 @@ FEED_FORWARD = ("intermediate_size", "n_inner", "d_ff", "ffn_dim")
 OTHER_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "summary_first_dropout")
 
 
-def model_config(spec: ModelSpec, tokenizer: TokenizerFiles, seq_len: int) -> PreTrainedConfig:
+class Vocabulary(Protocol):
+    """How many tokens there are, and the numbers of the special ones."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def bos_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+
+
+def model_config(spec: ModelSpec, tokenizer: Vocabulary, seq_len: int) -> PreTrainedConfig:
     """Configuration of `spec.architecture`; of the spec's fields those that this architecture has, then its overrides.
 
     Raises: RequestError for an architecture or an override that `transformers` does not know.
