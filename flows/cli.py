@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.set_defaults(command=_lazy("flows.tune_command", "tune"))
 
+    distill = commands.add_parser("distill", help="train a smaller model for a task by a teacher, and score both")
+    _add_night_arguments(distill)
+    distill.add_argument("--json", action="store_true", help="end with one JSON line on stdout")
+    distill.add_argument("--plan", action="store_true", help="only say which steps would run, and why")
+    distill.set_defaults(command=_lazy("flows.distill_command", "distill"))
+
     for name, text in (
         ("trace", "where a document, sequence or model came from, and what became of it"),
         ("forget", "take documents out of every snapshot from now on"),

@@ -67,6 +67,10 @@ class TrainSpec(LoopSpec):
         self.parallel.check_pipeline(self.model.num_layers, rows)
         self._check_llama_only()
         self._check_whole_models_only()
+        if self.distill is not None and self.distill.teacher == "served" and self.objective != "causal_lm":
+            raise ValueError(
+                f"distill.teacher served tells the next token, objective is {self.objective}: take a model folder"
+            )
         return self
 
     def _check_llama_only(self) -> None:

@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from spark_jobs.errors import DataError, RequestError, TrainingError
@@ -20,7 +21,9 @@ from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
 from spark_jobs.requests import Outcome, Request
 from training.distill.layers import install_hidden
 from training.distill.loss import DistilledLoss, maps_of, token_divergence
+from training.distill.served import ServedTeacher, check_served
 from training.distill.teacher import check_length, check_vocabulary, load_teacher, teacher_of, vocabulary_of
+from training.distill.told_text import ToldText, told_loss
 from training.inputs import input_uri
 from training.manifests import ModelFolder
 from training.pretrain.chunked_loss import install_loss_head
@@ -36,7 +39,7 @@ from training.pretrain.objectives import Examples, PackedText
 from training.pretrain.parallel import OutputLoss, on_logits, parallelize
 from training.pretrain.sequence_order import corpus_row_groups, row_facts
 from training.pretrain.token_shards import Batch, Sequences
-from training.pretrain.trainer import plan_of, train_rank
+from training.pretrain.trainer import Material, plan_of, rank_positions, train_rank
 from training.processes import die_with_parent
 from training.specs import TrainSpec
 
@@ -83,6 +86,8 @@ def check_request(request: Request, spec: TrainSpec) -> None:
     model_kind(config, spec.objective)
     if champion is not None:
         check_architecture(config, champion)
+    if spec.distill is not None and spec.distill.teacher == "served":
+        check_served()
     teacher = teacher_of(request, spec.distill)
     if teacher is not None:
         check_vocabulary(teacher, f"tokenizer {tokenizer.address}", vocabulary_of(tokenizer.folder()))
@@ -132,7 +137,16 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     placed = mesh if spec.local is None else ReplicaMesh.of(mesh)
     learned = with_teacher(on_logits(loss, ranks.device), model, request, spec, ranks)
     shared = parallelize(model, placed, spec.parallel, spec.precision, loss, head, output_loss=learned)
-    material = PackedText(sequences, Examples(spec, mesh, tokenizer), heldout)
+    text = PackedText(sequences, Examples(spec, mesh, tokenizer), heldout)
+    material: Material = text
+    if spec.distill is not None and spec.distill.teacher == "served":
+        reader = Tokenizer.from_file(str(Path(tokenizer.folder()) / "tokenizer.json"))
+        told = ToldText(text, ServedTeacher.of(spec.distill, reader, out / "scratch" / "teacher"))
+        shares = [
+            rank_positions(step, spec.sequences_per_step, mesh.degrees, ranks.rank) for step in range(plan.num_steps)
+        ]
+        told.ask_all(shares, spec.micro_batch)
+        material = told
     facts = train_rank(shared, material, spec, plan, out, flops, why_restarted)
     fields = facts | {
         "model_type": config.model_type,
@@ -146,6 +160,8 @@ def with_teacher(
     loss: OutputLoss, model: PreTrainedModel, request: Request, spec: TrainSpec, ranks: Ranks
 ) -> OutputLoss | None:
     """The loss with the teacher's part, None if there is no teacher; layers that are learned too get their maps in `model`."""
+    if spec.distill is not None and spec.distill.teacher == "served":
+        return told_loss(loss, spec.distill)
     folder = teacher_of(request, spec.distill)
     if spec.distill is None or folder is None:
         return None

@@ -86,7 +86,7 @@ def test_teacher_of_other_labels_or_tokens_is_refused_by_name(workspace, bert, m
         max_position_embeddings=64, pad_token_id=0, id2label={0: "good", 1: "bad"},
     )  # fmt: skip
     stranger = workspace.model(BertForSequenceClassification(config), tokenizer)
-    with pytest.raises(RequestError, match="tells apart good, bad; labelled set .* asks for blue, red"):
+    with pytest.raises(RequestError, match=r"tells apart good, bad; labelled set .* asks for blue, red"):
         distilled(workspace, labelled, bert, stranger, {"distill": {}})
     config.id2label, config.label2id = {0: "blue", 1: "red"}, {"blue": 0, "red": 1}
     tokenizer.add_tokens(["zebra"])
