@@ -25,6 +25,8 @@ TaskKind = Literal[
     "ranking",
 ]
 
+NO_CROSS_ENTROPY = ("multi_label", "similarity", "regression", "preference", "ranking")  # other losses, of their own
+
 
 class TaskSpec(Frozen):
     """Which columns of a labelled set become inputs and targets, and how long they may be. Fields a task has no use for
@@ -130,6 +132,12 @@ class FinetuneSpec(LoopSpec):
             )
         if self.loss.chunk_tokens:
             raise ValueError(f"loss.chunk_tokens {self.loss.chunk_tokens}: task heads have few logits; set it to 0")
+        mixed = [name for name in ("label_smoothing", "z_loss") if getattr(self.loss, name)]
+        if mixed and self.task.kind in NO_CROSS_ENTROPY:
+            raise ValueError(
+                f"loss.{mixed[0]} {getattr(self.loss, mixed[0]):g} is a part of cross entropy, which {self.task.kind} does not "
+                "have: set it to 0"
+            )
         if self.local is not None:
             raise ValueError("local: replicas that meet now and then are for pre-training; leave it out")
         if self.method.kind == "qlora" and self.parallel.strategy != "ddp":

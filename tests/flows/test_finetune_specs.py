@@ -23,6 +23,10 @@ def test_every_preset_is_a_valid_run_spec(preset: str) -> None:
         (["finetune.parallel.tp=2"], r"parallel\.tp 2: fine-tuning shares rows and shards weights"),
         (["finetune.method.frozen_layers=2"], "frozen_layers 2 is for kind full; lora changes no base weight"),
         (["finetune.loss.chunk_tokens=64"], "task heads have few logits"),
+        (
+            ["label.task=regression", "finetune.task.kind=regression", "finetune.loss.label_smoothing=0.1"],
+            r"label_smoothing 0\.1 is a part of cross entropy, which regression does not have",
+        ),
         (["score.split=train"], r"score\.split: .*'validation' or 'test'"),
     ],
 )

@@ -80,7 +80,7 @@ class QuestionAnswering(SequenceTask):
 
     def loss(self, output: Any, inputs: TaskInputs) -> Tensor:
         logits_B2T = end_logits(output, inputs)
-        return sum_cross_entropy(logits_B2T, inputs.targets_BS.to(logits_B2T.device))
+        return sum_cross_entropy(logits_B2T, inputs.targets_BS.to(logits_B2T.device), self.loss_spec)
 
     def predict(self, model: nn.Module, inputs: TaskInputs) -> list[Prediction]:
         """start, end: characters of the context; score: log odds against null. All None where a logit is not finite."""

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from spark_jobs.errors import DataError
 from training.finetune.task import Example, Prediction, Row, TaskInputs, Unusable, pad
 from training.finetune_spec import TaskSpec
+from training.loop_spec import LossSpec
 from training.metrics.bootstrap import Bootstrap
 from training.metrics.classification import classification_scores
 from training.metrics.logits import best_labels, labels_above
@@ -26,6 +27,7 @@ class SequenceTask:
     """What tasks share that read a text, or two, and answer with a vector: encoding, padding, the model's call."""
 
     auto_class: Any = AutoModelForSequenceClassification
+    loss_spec = LossSpec()
     peft_type = "SEQ_CLS"
 
     def __init__(self, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, label_set: Sequence[str]) -> None:
@@ -92,7 +94,7 @@ class Classification(SequenceTask):
         return TaskInputs(self.batch_of(examples), targets, tuple(example.id for example in examples))
 
     def loss(self, output: Any, inputs: TaskInputs) -> Tensor:
-        return sum_cross_entropy(output.logits, inputs.targets_BS.to(output.logits.device))
+        return sum_cross_entropy(output.logits, inputs.targets_BS.to(output.logits.device), self.loss_spec)
 
     def predict(self, model: nn.Module, inputs: TaskInputs) -> list[Prediction]:
         logits = self.logits(model, inputs)

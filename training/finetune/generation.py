@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from spark_jobs.errors import DataError, RequestError
 from training.finetune.task import Example, Prediction, TaskInputs, Unusable, pad
 from training.finetune_spec import TaskSpec
+from training.loop_spec import LossSpec
 from training.metrics.bootstrap import Bootstrap
 from training.metrics.likelihood import perplexity
 from training.metrics.score import Score
@@ -35,6 +36,7 @@ class TextTask:
     """A task that writes. Made with a causal base unless a subclass says otherwise."""
 
     auto_class: Any = AutoModelForCausalLM
+    loss_spec = LossSpec()
     peft_type = "CAUSAL_LM"
 
     def __init__(self, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -78,7 +80,7 @@ class TextTask:
 
     def loss(self, output: Any, inputs: TaskInputs) -> Tensor:
         targets_BT = inputs.targets_BS
-        return sum_cross_entropy(own_logits(output, targets_BT), targets_BT.to(output.logits.device))
+        return sum_cross_entropy(own_logits(output, targets_BT), targets_BT.to(output.logits.device), self.loss_spec)
 
     def predict(self, model: nn.Module, inputs: TaskInputs) -> list[Prediction]:
         """text: what the model writes, None if its likelihoods are not finite; nats: of the wanted answer, over num_targets

@@ -96,6 +96,7 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
             f"the launcher started {ranks.world_size} ranks, the spec says {spec.ranks}: make them equal"
         )
     task = make_task_of(spec.task, labelled, base)
+    task.loss_spec = spec.loss
     examples, unusable = training_examples(task, labelled)
     steps = num_steps(spec, len(examples))
     mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from spark_jobs.errors import DataError
+from spark_jobs.errors import DataError, RequestError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
+from training.evaluate.character_noise import noisy_rows
 from training.finetune.examples import read_rows
 from training.finetune.main import make_task_of
-from training.finetune.robustness import check_noise, disturbed
 from training.finetune.task import Example, Prediction, Row, Task, Unusable, in_batches
 from training.finetune_spec import ScoreTaskSpec
 from training.inputs import input_uri
@@ -34,7 +34,8 @@ from training.processes import num_threads
 def run(request: Request) -> Outcome:
     """Raises: DataError if the split is empty, or no prediction of it can be made."""
     spec = ScoreTaskSpec.model_validate(request.spec)
-    check_noise(spec.task.kind, spec.noise_share)
+    if spec.noise_share:
+        check_noise(spec.task.kind)
     model = ModelFolder.load(input_uri(request, "model"))
     labelled = LabelledSet.load(input_uri(request, "labelled"))
     torch.set_num_threads(num_threads())
@@ -47,7 +48,7 @@ def run(request: Request) -> Outcome:
     predictions, unusable = predict_rows(network, task, rows, spec.batch_size, reference)
     scores = task.score(rows, predictions, spec.seed)
     if spec.noise_share:
-        noisy = [disturbed(row, spec.noise_share, spec.seed) for row in rows]
+        noisy = list(noisy_rows(rows, spec.task.kind, spec.noise_share, spec.seed))
         answers, _ = predict_rows(network, task, noisy, spec.batch_size, reference)
         scores |= under_noise(task.score(noisy, answers, spec.seed), spec.noise_share)
     data = Path(request.out) / "data"
@@ -60,6 +61,12 @@ def run(request: Request) -> Outcome:
         "value": main.value, "low": main.low, "high": main.high,
     }  # fmt: skip
     return Outcome(num_rows=len(rows), format="parquet", counts=counts, fields=fields)
+
+
+def check_noise(kind: str) -> None:
+    """Raises: RequestError where what is read is whole dialogues, whose answers are also what is judged."""
+    if kind in ("dialogue", "preference"):
+        raise RequestError(f"score.noise_share: {kind} has no input apart from what is judged; set it to 0")
 
 
 def under_noise(scores: dict[str, Score], share: float) -> dict[str, Score]:

@@ -86,7 +86,7 @@ class Tagging(SequenceTask):
     def loss(self, output: Any, inputs: TaskInputs) -> Tensor:
         num_tokens = inputs.targets_BS.shape[1]
         logits_BTC = output.logits[:, -num_tokens:]  # virtual tokens of prompt tuning stand before the text
-        return sum_cross_entropy(logits_BTC, inputs.targets_BS.to(logits_BTC.device))
+        return sum_cross_entropy(logits_BTC, inputs.targets_BS.to(logits_BTC.device), self.loss_spec)
 
     def predict(self, model: nn.Module, inputs: TaskInputs) -> list[Prediction]:
         """words: places of words in the row; tags and logits: of each of them."""

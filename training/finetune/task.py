@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from training.loop_spec import LossSpec
 from training.metrics.score import Score
 
 Row = Mapping[str, Any]  # columns of spark_jobs.manifests.LabelledSet
@@ -57,6 +58,8 @@ class TaskInputs:
 
 class Task(Protocol):
     """One kind of labelled data. Made with its spec, the tokenizer and the label set."""
+
+    loss_spec: LossSpec  # label smoothing and z-loss, of tasks whose loss is a cross entropy; the trainer sets it
 
     auto_class: Any  # of transformers, with the head this task wants
     peft_type: str  # what peft calls it

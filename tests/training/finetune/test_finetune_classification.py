@@ -19,6 +19,7 @@ from training.finetune.examples import TaskMaterial, encode_rows, read_rows
 from training.finetune.kinds import make_task
 from training.finetune.task import Example, Unusable
 from training.finetune_spec import TaskSpec
+from training.loop_spec import LossSpec
 
 FAST: dict[str, Any] = {
     "epochs": 12, "sequences_per_step": 8, "micro_batch": 4, "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.0},
@@ -86,6 +87,16 @@ def test_loss_is_the_sum_of_cross_entropies_over_labels(make_tokenizer) -> None:
         float(F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")), abs=1e-12
     )
     assert (inputs.targets_BS != -100).sum() == 6  # what the step divides by: labels, not texts
+
+
+def test_label_smoothing_reaches_the_loss(make_tokenizer) -> None:
+    logits = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    task = Classification(TaskSpec(), make_tokenizer(), ["red", "blue", "green"])
+    task.loss_spec = LossSpec(label_smoothing=0.2)
+    wanted = F.cross_entropy(logits, torch.tensor([2]), reduction="sum", label_smoothing=0.2)
+    assert float(task.loss(output_of(logits), task.collate(task.encode(row(labels=["green"]))))) == pytest.approx(
+        float(wanted), abs=1e-12
+    )
 
 
 def test_padding_is_masked_by_place_even_where_its_token_stands_in_the_text(make_tokenizer) -> None:
