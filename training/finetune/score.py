@@ -47,12 +47,13 @@ def run(request: Request) -> Outcome:
     reference = load_model(ModelFolder.load(input_uri(request, "base"))) if "base" in request.inputs else None
     predictions, unusable = predict_rows(network, task, rows, spec.batch_size, reference)
     scores = task.score(rows, predictions, spec.seed)
+    data = Path(request.out) / "data"
+    data.mkdir(parents=True, exist_ok=True)
     if spec.noise_share:
         noisy = list(noisy_rows(rows, spec.task.kind, spec.noise_share, spec.seed))
         answers, _ = predict_rows(network, task, noisy, spec.batch_size, reference)
+        write_predictions(noisy, answers, data / "noisy-predictions.parquet")
         scores |= under_noise(task.score(noisy, answers, spec.seed), spec.noise_share)
-    data = Path(request.out) / "data"
-    data.mkdir(parents=True, exist_ok=True)
     write_predictions(rows, predictions, data / "predictions.parquet")
     main = write_scores(scores, data / "scores.json")
     counts = {"in": len(rows), "out": len(rows)} | {f"unusable.{reason}": n for reason, n in sorted(unusable.items())}
