@@ -141,7 +141,7 @@ class WholeModel:
 
 def copy_model(model: nn.Module) -> DistributedDataParallel:
     """DDP over all ranks, those that share sequences too; gradients are summed, because the loss is a global mean."""
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(model, forward_sync_buffers=False)
     wrapped.register_comm_hook(None, lambda state, bucket: _sum_gradients(bucket))
     return wrapped
 
