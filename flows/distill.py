@@ -9,8 +9,8 @@ from pydantic import Field
 
 from flows.distill_specs import DistillRunSpec
 from flows.engines import engine_open
-from flows.finetune import read_scores
 from flows.night import scheduled_night
+from flows.scores import read_scores
 from spark_jobs.manifests import Frozen
 from tasks.distill_steps import compare_scores, distill_checkpoint, make_student, newest_finetuned
 from tasks.engine import StepResult, is_planned

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Literal
 
 from prefect import flow
 from pydantic import Field
 
 from flows.engines import engine_open
+from flows.ensemble import train_ensemble
 from flows.finetune_specs import FinetuneRunSpec
 from flows.night import scheduled_night
+from flows.scores import read_scores
 from spark_jobs.manifests import Frozen
 from tasks.engine import StepResult, is_planned
 from tasks.finetune_steps import (
@@ -22,7 +22,6 @@ from tasks.finetune_steps import (
     label_rows,
     score_task,
 )
-from training.manifests import TaskScorecard
 from training.metrics.score import Score
 
 
@@ -55,9 +54,13 @@ def finetune(spec: FinetuneRunSpec, night: str = "") -> FinetuneReport:
         if spec.augment is not None:
             labelled = augment_rows(labelled, spec.augment)
         base = import_model(spec.base)
-        checkpoint = finetune_checkpoint(labelled, base, spec.finetune)
-        model = export_task(checkpoint, base, labelled)
-        card = score_task(model, labelled, spec.scoring(), base)
+        if spec.ensemble is not None:
+            model, scores = train_ensemble(labelled, base, spec, spec.ensemble)
+        else:
+            checkpoint = finetune_checkpoint(labelled, base, spec.finetune)
+            model = export_task(checkpoint, base, labelled)
+            card = score_task(model, labelled, spec.scoring(), base)
+            scores = {} if is_planned(card) else read_scores(card)
         return FinetuneReport(
             status="done",
             night=engine.night,
@@ -65,11 +68,5 @@ def finetune(spec: FinetuneRunSpec, night: str = "") -> FinetuneReport:
             task=spec.finetune.task.kind,
             model=model.address,
             folder="" if is_planned(model) else model.folder(),
-            scores={} if is_planned(card) else read_scores(card),
+            scores=scores,
         )
-
-
-def read_scores(card: TaskScorecard) -> dict[str, Score]:
-    """All metrics of a scorecard, the main one first."""
-    told = json.loads((Path(card.folder()) / "scores.json").read_text())
-    return {name: Score.model_validate(score) for name, score in told.items()}

@@ -11,6 +11,7 @@ from flows.spec_files import load_preset, presets_in
 from spark_jobs.label_spec import LabelSpec
 from spark_jobs.manifests import Frozen
 from training.augment_spec import AugmentSpec
+from training.ensemble_spec import AVERAGED, EnsembleSpec
 from training.finetune_spec import FinetuneSpec, ImportModelSpec, ScoreTaskSpec
 
 PRESETS = Path(__file__).parent / "presets" / "finetune"
@@ -38,7 +39,23 @@ class FinetuneRunSpec(Frozen):
     augment: AugmentSpec | None = Field(None, description="Rows made from those of the training split; none: no more.")
     base: ImportModelSpec
     finetune: FinetuneSpec
+    ensemble: EnsembleSpec | None = Field(None, description="Several seeds as one model; none: finetune.seed alone.")
     score: ScoreSpec = ScoreSpec()
+
+    @model_validator(mode="after")
+    def members_have_a_mean(self) -> Self:
+        if self.ensemble is None:
+            return self
+        kind = self.finetune.task.kind
+        if self.ensemble.average == "probabilities" and kind not in AVERAGED:
+            raise ValueError(
+                f"ensemble.average probabilities: answers of {kind} are texts or spans, which have no mean; take weights"
+            )
+        if self.finetune.method.kind in ("prefix", "prompt", "adapter"):
+            raise ValueError(
+                f"ensemble with method.kind {self.finetune.method.kind}: it does not become weights, of which a mean could be; take lora"
+            )
+        return self
 
     @model_validator(mode="after")
     def one_task(self) -> Self:

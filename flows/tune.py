@@ -9,9 +9,9 @@ from prefect import flow
 from pydantic import Field
 
 from flows.engines import engine_open
-from flows.finetune import read_scores
 from flows.finetune_specs import FinetuneRunSpec
 from flows.night import scheduled_night
+from flows.scores import read_scores
 from flows.trials import Trials
 from flows.tune_specs import TuneRunSpec
 from spark_jobs.errors import RequestError

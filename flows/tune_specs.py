@@ -26,6 +26,10 @@ class TuneRunSpec(FinetuneRunSpec):
 
         Settings that do not go together show where a draw brings them together: that trial fails, and says why.
         """
+        if self.ensemble is not None:
+            raise ValueError(
+                "ensemble: a search trains its best trial alone; leave it out, and fine-tune best.yaml with it"
+            )
         for parameter in self.search.space:
             for value in parameter.choices or [parameter.low, parameter.high, *grid_values(parameter)]:
                 self.with_values({parameter.path: value})

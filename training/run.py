@@ -69,6 +69,10 @@ def run_job(request: Request) -> Outcome:
             from training.distill.student import run
         case "compare-tasks":
             from training.finetune.compare import run
+        case "score-ensemble":
+            from training.finetune.ensemble import run
+        case "average-models":
+            from training.finetune.ensemble import average_models as run
         case "augment":
             from training.augment.job import run
         case "generate":

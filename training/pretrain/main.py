@@ -141,12 +141,12 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     material: Material = text
     if spec.distill is not None and spec.distill.teacher == "served":
         reader = Tokenizer.from_file(str(Path(tokenizer.folder()) / "tokenizer.json"))
-        told = ToldText(text, ServedTeacher.of(spec.distill, reader, out / "scratch" / "teacher"))
+        heard = ToldText(text, ServedTeacher.of(spec.distill, reader, out / "scratch" / "teacher"))
         shares = [
             rank_positions(step, spec.sequences_per_step, mesh.degrees, ranks.rank) for step in range(plan.num_steps)
         ]
-        told.ask_all(shares, spec.micro_batch)
-        material = told
+        heard.ask_all(shares, spec.micro_batch)
+        material = heard
     facts = train_rank(shared, material, spec, plan, out, flops, why_restarted)
     fields = facts | {
         "model_type": config.model_type,
