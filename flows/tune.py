@@ -20,14 +20,13 @@ from tasks.engine import Engine, StepResult, engine_in_use, is_planned
 from tasks.finetune_steps import export_task, finetune_checkpoint, label_rows, score_task
 from tasks.search_dask import trial_runner
 from tasks.search_steps import report_search
-from tasks.search_tracking import end_search, start_search, track_trials
+from tasks.search_tracking import end_search, key_of, start_search, track_trials
 from tasks.workspace import Workspace
 from training.metrics.score import Score
 from training.search.loop import is_whole, run_search
 from training.search.proposals import propose
 from training.search.report import SearchReportSpec
 from training.search.trials import Trial, best_trial
-from training.search_spec import SearchSpec
 
 
 class TuneReport(Frozen):
@@ -65,7 +64,7 @@ def tune(spec: TuneRunSpec, night: str = "") -> TuneReport:
         labelled = label_rows(spec.label)
         check_splits(spec, labelled)
         trials = Trials(spec, labelled)
-        found = search_all(spec.search, trials, engine)
+        found = search_all(spec, trials, engine)
         if not is_whole(spec.search, found):
             return planned_report(engine, found)
         best = best_trial(spec.search, found)
@@ -90,19 +89,19 @@ def tune(spec: TuneRunSpec, night: str = "") -> TuneReport:
             scores={} if is_planned(card) else read_scores(card),
         )
         if not engine.planning:
-            end_search(engine, search, found)
+            end_search(engine, search, found, key_of(spec))
         return report
 
 
-def search_all(search: SearchSpec, trials: Trials, engine: Engine) -> list[Trial]:
+def search_all(spec: TuneRunSpec, trials: Trials, engine: Engine) -> list[Trial]:
     """All trials; of a plan those that are finished, up to the first wave that is not."""
     found: list[Trial] = []
     with trial_runner() as runner:
         evaluate = trials.found if engine.planning else partial(trials.run, runner=runner)
-        start_search(engine, search)
-        for wave in run_search(search, evaluate):
+        start_search(engine, spec.search, key_of(spec))
+        for wave in run_search(spec.search, evaluate):
             found += wave
-            track_trials(engine, wave)
+            track_trials(engine, wave, key_of(spec))
     return found
 
 

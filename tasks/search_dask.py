@@ -69,7 +69,7 @@ def local_cluster(asynchronous: bool = False) -> distributed.LocalCluster:
     return distributed.LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=int(wanted), threads_per_worker=1, processes=True, asynchronous=asynchronous, host="127.0.0.1",
         protocol="tls", security=Security.temporary(),  # type: ignore[no-untyped-call]
-        dashboard_address=None, silence_logs=logging.CRITICAL,
+        dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
         memory_limit=0,  # it would watch the worker's own process, not the one that trains
     )  # fmt: skip
 

@@ -54,7 +54,15 @@ def test_shipped_file_is_applied_and_a_second_time_changes_nothing(apply, tree):
     assert {line.state for line in again.values()} == {"unchanged"}
     assert set(again) == {"cpu", "gpu", "nightly/nightly"} | {
         f"{name}/{name}"
-        for name in ("prepare-corpus", "train-model", "compress-model", "evaluate-model", "release-model", "finetune")
+        for name in (
+            "prepare-corpus",
+            "train-model",
+            "compress-model",
+            "evaluate-model",
+            "release-model",
+            "finetune",
+            "tune",
+        )
     }
 
 
