@@ -44,6 +44,9 @@ LIBRARIES = (
 )
 
 
+FINETUNE_JOBS = ("finetune", "export-task", "score-task")
+
+
 def run_job(request: Request) -> Outcome:
     """Do one job. Each job's module is imported when asked for; what it imports in turn was imported at start."""
     match request.job:
@@ -88,6 +91,15 @@ def import_libraries() -> None:
         importlib.import_module(name)
 
 
+def import_for(job: str) -> None:
+    """What the jobs of a fine-tuning import in turn, once before the fork: a search runs three of them for each trial. Where it
+    cannot be imported, the job says so.
+    """
+    if job in FINETUNE_JOBS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("training.finetune.main")
+
+
 def serve_jobs() -> None:
     """Answer request lines until stdin closes, one forked child a job."""
     for line in iter(sys.stdin.readline, ""):
@@ -100,6 +112,7 @@ def _in_child(line: str) -> tuple[str, dict[str, object]]:
     """Run the request in a child and return its answer. A child that ends without one was killed: JobCrashed."""
     reply = os.memfd_create("answer")
     parent = os.getpid()
+    import_for(json.loads(line).get("job", ""))
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()

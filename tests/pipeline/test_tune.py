@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,11 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "sources": [{"kind": "jsonl", "path": str(folder / "rows.jsonl"), "columns": {"text": "text", "labels": "label"}}],
         },
         "base": {"path": str(folder / "base")},
-        "finetune": {"task": {"max_length": 16}, "ranks": 1, "epochs": 4, "sequences_per_step": 16},
+        "finetune": {"task": {"max_length": 16}, "ranks": 1, "epochs": 2, "sequences_per_step": 16},
         "search": {
             "num_trials": NUM_TRIALS, "max_parallel": 2, "method": "bayesian",
-            "pruning": {"kind": "median", "budgets": [0.25]},
             "space": [
-                {"path": "finetune.optimizer.learning_rate", "low": 1e-4, "high": 1e-1, "log": True},
+                {"path": "finetune.optimizer.learning_rate", "low": 1e-3, "high": 1e-1, "log": True},
                 {"path": "finetune.method.kind", "choices": ["full", "lora"]},
             ],
         },
@@ -92,17 +91,20 @@ class Search:
 
     def __init__(self, home: Path, preset: Path) -> None:
         self.home, self.preset = home, preset
+        self.started: list[subprocess.Popen[str]] = []
         self.root = home / "workspaces" / NAME
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))
         }
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "flows", "tune", str(self.preset), "--night", NIGHT, "--json", *arguments],
             env=environment | {"NIGHTMILL_HOME": str(self.home), "NIGHTMILL_DASK_WORKERS": "2"},
             stdout=subprocess.PIPE, stderr=(self.home / "stderr.log").open("a"), text=True,
         )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def report_of(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         """The last line that a run which goes well prints."""
@@ -159,11 +161,23 @@ def worker_in_a_trial(flow: psutil.Process) -> psutil.Process | None:
 
 
 @pytest.fixture(scope="module")
-def after_worker_death(
-    preset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Search, dict[str, Any], Any, Any]:
+def search_at(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Search]]:
+    """Makes a home of its own for a search; what a failed test left running is killed at the end."""
+    made: list[Search] = []
+
+    def make(name: str) -> Search:
+        made.append(Search(tmp_path_factory.mktemp(name), preset))
+        return made[-1]
+
+    yield make
+    for process in (process for search in made for process in search.started):
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def after_worker_death(search_at: Callable[[str], Search]) -> tuple[Search, dict[str, Any], Any, Any]:
     """A search in which a Dask worker is killed in the middle of a trial; (search, report, trials then, trials after)."""
-    search = Search(tmp_path_factory.mktemp("worker-home"), preset)
+    search = search_at("worker-home")
     process = search.start()
     wait_for(lambda: len(search.trials()) >= 4, 500, process)
     worker = wait_for(lambda: worker_in_a_trial(psutil.Process(process.pid)), 60, process)
@@ -182,18 +196,6 @@ def test_search_survives_the_death_of_a_worker_and_runs_no_finished_trial_again(
     ran = [step["output"] for step in report["steps"] if step["step"].startswith("trial ")]
     assert sorted(ran) == sorted(f"trials/{name}" for name in after)  # each once
     assert search.leftovers() == []
-
-
-def test_pruned_trials_are_recorded_as_pruned_and_never_trained_to_the_end(after_worker_death):
-    _, report, _, _ = after_worker_death
-    by_state = {state: [t for t in report["trials"] if t["state"] == state] for state in ("finished", "pruned")}
-    assert len(by_state["finished"]) + len(by_state["pruned"]) == NUM_TRIALS
-    assert by_state["pruned"]
-    assert all(len(trial["stages"]) == 1 and "worse than the median" in trial["why"] for trial in by_state["pruned"])
-    names = {step["step"] for step in report["steps"]}
-    assert not names & {f"trial {trial['number']}" for trial in by_state["pruned"]}
-    best = max(by_state["finished"], key=lambda trial: (trial["value"], -trial["number"]))
-    assert report["best"] == best
 
 
 def test_best_trial_trained_alone_is_scored_on_test_and_has_the_same_bytes(after_worker_death):
@@ -223,9 +225,9 @@ def test_trials_are_runs_inside_the_run_of_the_search(after_worker_death):
     assert {"search/history.svg", "search/importance.svg"} <= pictures
 
 
-def test_search_whose_flow_was_killed_goes_on_to_the_same_trials_and_best(after_worker_death, tmp_path_factory, preset):
+def test_search_whose_flow_was_killed_goes_on_to_the_same_trials_and_best(after_worker_death, search_at):
     reference, told, _, trials = after_worker_death
-    search = Search(tmp_path_factory.mktemp("flow-home"), preset)
+    search = search_at("flow-home")
     reference.give_labelled_set_to(search)
     process = search.start()
     wait_for(lambda: len(search.trials()) >= 4, 500, process)
@@ -245,9 +247,9 @@ def test_search_whose_flow_was_killed_goes_on_to_the_same_trials_and_best(after_
     assert search.leftovers() == []
 
 
-def test_trial_run_alone_in_another_home_gives_the_same_model(after_worker_death, tmp_path_factory, preset):
+def test_trial_run_alone_in_another_home_gives_the_same_model(after_worker_death, search_at):
     reference, told, _, _ = after_worker_death
-    search = Search(tmp_path_factory.mktemp("alone-home"), preset)
+    search = search_at("alone-home")
     reference.give_labelled_set_to(search)
     shutil.rmtree(search.root / "models")
     shutil.copytree(reference.root / "trials", search.root / "trials")
