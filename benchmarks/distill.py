@@ -60,12 +60,12 @@ NIGHT = "2026-11-26"
 TEST_SHARE = 5  # one row in five
 
 TEACHER: dict[str, Any] = {
-    "task": {"max_length": 48}, "method": {"kind": "lora", "rank": 8}, "ranks": 1, "epochs": 0.25,
+    "task": {"max_length": 48}, "method": {"kind": "lora", "rank": 8}, "ranks": 1, "epochs": 0.15,
     "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.999},
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
-    "task": {"max_length": 48}, "ranks": 1, "epochs": 0.25, "sequences_per_step": 16, "micro_batch": 16,
-    "optimizer": {"learning_rate": 4e-4, "weight_decay": 0.01, "beta2": 0.999},
+    "task": {"max_length": 48}, "ranks": 1, "epochs": 0.15, "sequences_per_step": 16, "micro_batch": 16,
+    "optimizer": {"learning_rate": 5e-4, "weight_decay": 0.01, "beta2": 0.999},
 }  # fmt: skip
 STUDENT_LAYERS = 2
 CLASS_DISTILL = {"alpha": 0.8, "temperature": 2.0, "hidden": {"weight": 10.0}}

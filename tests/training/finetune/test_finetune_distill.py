@@ -9,14 +9,24 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from spark_jobs.errors import RequestError
+from spark_jobs.errors import DataError, RequestError
 from training.distill.layers import install_hidden
 from training.distill.loss import DistilledLoss, maps_of
 from training.distill.tasks import task_divergence
 from training.distill_spec import DistillSpec
+from training.finetune.compare import compare
 from training.finetune.task import TaskInputs
+from training.finetune_spec import ScoreTaskSpec
 from training.parallel_spec import ParallelSpec
 from training.pretrain.loss import sum_cross_entropy
 from training.pretrain.mesh import Ranks, make_mesh
@@ -142,3 +152,86 @@ def test_two_ranks_have_the_gradients_of_one_maps_of_layers_too(run_ranks, strat
         assert found.keys() == alone.keys()
         for name, gradient in found.items():
             assert torch.allclose(gradient, alone[name], atol=1e-12), name
+
+
+def made(workspace: Any, teacher: Any, spec: dict[str, Any]) -> Any:
+    from training.distill.student import run
+    from training.manifests import ModelFolder
+
+    return workspace._job(run, ModelFolder, "make-student", spec, {"teacher": teacher})
+
+
+def deep(workspace: Any, make_tokenizer: Any, num_layers: int = 4) -> Any:
+    tokenizer = make_tokenizer(wrapped=False)
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=num_layers, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=24, max_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=4,
+    )  # fmt: skip
+    return workspace.model(LlamaForCausalLM(config), tokenizer)
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [("spread", [1, 3]), ("lowest", [0, 1])])
+def test_student_cut_from_a_teacher_has_its_blocks_under_new_numbers(workspace, make_tokenizer, blocks, kept) -> None:
+    teacher = deep(workspace, make_tokenizer)
+    student = made(workspace, teacher, {"cut": {"num_layers": 2, "blocks": blocks}})
+    ours, theirs = (load_file(Path(folder.folder()) / "model.safetensors") for folder in (student, teacher))
+    for place, block in enumerate(kept):
+        name = "model.layers.{}.mlp.up_proj.weight"
+        assert torch.equal(ours[name.format(place)], theirs[name.format(block)])
+    assert torch.equal(ours["model.embed_tokens.weight"], theirs["model.embed_tokens.weight"])
+    loaded = LlamaForCausalLM.from_pretrained(student.folder())
+    assert loaded.config.num_hidden_layers == 2
+    assert loaded(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 46)
+    assert (Path(student.folder()) / "tokenizer.json").is_file()
+
+
+def test_student_with_all_blocks_is_the_teacher(workspace, make_tokenizer) -> None:
+    teacher = deep(workspace, make_tokenizer, 3)
+    student = made(workspace, teacher, {"cut": {"num_layers": 3}})
+    ours, theirs = (load_file(Path(folder.folder()) / "model.safetensors") for folder in (student, teacher))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_student_of_more_blocks_than_its_teacher_is_refused(workspace, make_tokenizer) -> None:
+    with pytest.raises(RequestError, match=r"num_layers 9: teacher models/.* has 4 blocks"):
+        made(workspace, deep(workspace, make_tokenizer), {"cut": {"num_layers": 9}})
+
+
+def test_new_student_of_another_architecture_has_the_teachers_vocabulary_and_a_seed(workspace, bert) -> None:
+    shape = {"architecture": "distilbert", "hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+    students = [made(workspace, bert, {"new": shape, "seed": seed}) for seed in (0, 0, 1)]
+    first, again, other = (load_file(Path(s.folder()) / "model.safetensors") for s in students)
+    assert first["embeddings.word_embeddings.weight"].shape == (46, 16)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embeddings.word_embeddings.weight"], other["embeddings.word_embeddings.weight"])
+
+
+def spec_of(kind: str) -> ScoreTaskSpec:
+    return ScoreTaskSpec.model_validate({"task": {"kind": kind}})
+
+
+def test_difference_is_paired_and_a_row_without_an_answer_is_wrong() -> None:
+    truth = [{"id": str(number), "labels": ["red"]} for number in range(40)]
+    right, wrong = [{"label": "red"}], [{"label": "blue"}]
+    theirs = {row["id"]: right if int(row["id"]) < 20 else wrong for row in truth}
+    ours = theirs | {"20": right, "21": right, "22": right, "0": []}
+    found = compare(truth, ours, theirs, spec_of("classification"))
+    assert found["difference"] == pytest.approx(2 / 40)
+    assert found["low"] < 2 / 40 < found["high"]
+    assert found["mcnemar_p"] == pytest.approx(0.625)  # 3 against 1: 2 (1 + 4) / 16
+    assert compare(truth, theirs, theirs, spec_of("classification"))["high"] == 0.0
+
+
+def test_labels_are_compared_by_micro_f1_of_all_rows() -> None:
+    truth = [{"id": "a", "labels": ["red", "big"]}, {"id": "b", "labels": []}]
+    ours = {"a": [{"labels": ["big", "red"]}], "b": [{"labels": []}]}
+    theirs = {"a": [{"labels": ["red"]}], "b": [{"labels": ["red"]}]}
+    found = compare(truth, ours, theirs, spec_of("multi_label"))
+    assert found["difference"] == pytest.approx(1.0 - 0.5)  # 2 x 1 found and wanted, of 2 found and 2 wanted
+    assert found["mcnemar_p"] is None
+
+
+def test_models_scored_on_other_rows_are_not_compared() -> None:
+    with pytest.raises(DataError, match="score both models on one split"):
+        compare([{"id": "a", "labels": ["red"]}], {"a": []}, {}, spec_of("classification"))
