@@ -99,7 +99,7 @@ def related() -> Iterator[Row]:
                     yield {"text": question, "pair": draws.choice(choices), "value": value, "group": title}
 
 
-def candidates(count: int = 8) -> Iterator[Row]:
+def candidates(count: int = 4) -> Iterator[Row]:
     """For each question of XQuAD its paragraph and others, those of the same article first."""
     draws, parts = random.Random(0), _paragraphs()
     for title, context, questions in parts:
@@ -111,16 +111,17 @@ def candidates(count: int = 8) -> Iterator[Row]:
 
 
 def answers() -> Iterator[Row]:
-    """Of ChatterBot's English dialogues: the answer that was given, and one that was given to another question."""
-    draws, pairs = random.Random(0), []
+    """Of ChatterBot's English dialogues: the answer that was given, and its words in another order. (Another question's
+    answer would not do: it was mostly the better one of a training row, so a model that learns by heart prefers it.)"""
+    draws = random.Random(0)
     for file in sorted((DATA / "labelled" / "chatterbot_corpus" / "english").glob("*.yml")):
         for turns in yaml.safe_load(file.read_text())["conversations"]:
-            if len(turns) >= 2 and all(isinstance(turn, str) for turn in turns[:2]):
-                pairs.append((turns[0], turns[1]))
-    for question, answer in pairs:
-        other = draws.choice(pairs)[1]
-        if other != answer:
-            yield {"text": question, "chosen": answer, "rejected": other, "group": question}
+            if len(turns) < 2 or not all(isinstance(turn, str) for turn in turns[:2]):
+                continue
+            words = turns[1].split()
+            mixed = draws.sample(words, len(words))
+            if len(words) >= 4 and mixed != words:
+                yield {"text": turns[0], "chosen": turns[1], "rejected": " ".join(mixed), "group": turns[0]}
 
 
 MADE: dict[str, Callable[[], Iterator[Row]]] = {
