@@ -5,7 +5,7 @@
 classification: is a sentence of a film review positive (10,662 sentences)? Teacher: the packaged encoder of six blocks, fine-tuned
 by LoRA. Student: its two lowest blocks, without what the teacher learned. lm: the next token of short stories. Teacher: the model
 of 260K parameters in shared data; the stories are its own, sampled at temperature 1, because the text it was trained on is
-not here: what is measured is how well a student comes to write as its teacher does. Student: a new model of an eighth of the
+not here: what is measured is how well a student comes to write as its teacher does. Student: a new model of a seventh of the
 parameters.
 
 Both differences are paired: of the same held-out rows, for each row the mean over seeds, with a 95 % bootstrap over rows.
