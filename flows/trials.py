@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
-
-from prefect_dask import DaskTaskRunner
+from typing import TYPE_CHECKING, Any
 
 from flows.console import ConsoleObserver
 from flows.finetune_specs import FinetuneRunSpec
 from flows.tune_specs import TuneRunSpec
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import LabelledSet
-from tasks.engine import Engine, StepResult, current_engine
-from tasks.finetune_steps import augment_rows, import_model
-from tasks.search_dask import TrialJob, run_on_dask
+from tasks.engine import Engine, StepResult, current_engine, engine_in_use, is_planned
+from tasks.finetune_steps import augment_rows, import_model, label_rows
 from tasks.search_steps import files_sha256, fold_rows, trial_step
+from tasks.search_worker import TrialJob
 from tasks.steps import Step, find
+from tasks.workspace import Workspace
 from training.augment_spec import AugmentSpec
 from training.finetune_spec import ImportModelSpec
 from training.manifests import ModelFolder, TrialResult
+from training.search.loop import run_search
+from training.search.proposals import propose
 from training.search.trials import Piece, PieceScore, Trial
 from training.search_spec import FoldSpec, TrialSpec
+
+if TYPE_CHECKING:  # a command that only looks must not import prefect: it has yet to tell it where its server is
+    from prefect_dask import DaskTaskRunner
 
 
 class Trials:
@@ -45,6 +49,8 @@ class Trials:
 
         Raises: what a trial raised that can be tried again (a crash, a full disk); DataError if an output cannot be read.
         """
+        from tasks.search_dask import run_on_dask
+
         planned = list(self._steps(pieces))
         jobs = {
             step.key(): (self._job(piece, step), step) for piece, step in planned
@@ -144,3 +150,13 @@ class Trials:
         for observer in self.engine.observers:
             if isinstance(observer, ConsoleObserver):
                 observer.trial_scored(result, score)
+
+
+def known_trials(spec: TuneRunSpec, night: str) -> list[Trial]:
+    """The trials that are finished, and those that follow from them; by looking only."""
+    with engine_in_use(Engine(Workspace.of(spec.name), night, planning=True)):
+        labelled = label_rows(spec.label)
+        if is_planned(labelled):
+            return propose(spec.search, [])
+        found = [trial for wave in run_search(spec.search, Trials(spec, labelled).found) for trial in wave]
+        return [*found, *propose(spec.search, found)]

@@ -16,15 +16,13 @@ from flows.trials import Trials
 from flows.tune_specs import TuneRunSpec
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Frozen, LabelledSet
-from tasks.engine import Engine, StepResult, engine_in_use, is_planned
+from tasks.engine import Engine, StepResult, is_planned
 from tasks.finetune_steps import export_task, finetune_checkpoint, label_rows, score_task
 from tasks.search_dask import trial_runner
 from tasks.search_steps import report_search
 from tasks.search_tracking import end_search, key_of, start_search, track_trials
-from tasks.workspace import Workspace
 from training.metrics.score import Score
 from training.search.loop import is_whole, run_search
-from training.search.proposals import propose
 from training.search.report import SearchReportSpec
 from training.search.trials import Trial, best_trial
 
@@ -132,13 +130,3 @@ def report_spec(spec: TuneRunSpec, run: FinetuneRunSpec, found: list[Trial], tri
     return SearchReportSpec(
         search=spec.search, trials=tuple(found), run=run.model_dump(mode="json"), metric=trials.metric
     )
-
-
-def known_trials(spec: TuneRunSpec, night: str) -> list[Trial]:
-    """The trials that are finished, and those that follow from them; by looking only."""
-    with engine_in_use(Engine(Workspace.of(spec.name), night, planning=True)):
-        labelled = label_rows(spec.label)
-        if is_planned(labelled):
-            return propose(spec.search, [])
-        found = [trial for wave in run_search(spec.search, Trials(spec, labelled).found) for trial in wave]
-        return [*found, *propose(spec.search, found)]

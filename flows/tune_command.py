@@ -11,6 +11,7 @@ from rich.table import Table
 from flows.console import step_table
 from flows.finetune_command import FINETUNE, score_table
 from flows.local_run import Story, print_plan, run_here
+from flows.trials import known_trials
 from flows.tune_specs import TuneRunSpec, load_tune_spec
 from spark_jobs.errors import RequestError
 from tasks.workspace import parse_night
@@ -34,8 +35,6 @@ def tune(arguments: argparse.Namespace) -> int:
 
 def trial_alone(spec: TuneRunSpec, night: str, number: int) -> FinetuneRunSpec:
     """The fine-tuning of a trial. Raises: RequestError if the search has not come to it."""
-    from flows.tune import known_trials
-
     trials = known_trials(spec, night)
     if number not in range(len(trials)):
         raise RequestError(
@@ -54,11 +53,11 @@ def print_tune(console: Console, report: TuneReport) -> None:
         console.print(score_table(report.scores, f"{report.task}, best trial alone"))
     if report.best is not None:
         told = {
-            True: "the same bytes as in the search",
-            False: "OTHER bytes than in the search",
-            None: "on other rows than a fold",
+            True: "gave the same bytes as in the search",
+            False: "gave OTHER bytes than in the search",
+            None: "saw all of the training split, so it is no fold's model",
         }
-        console.print(f"best: trial {report.best.number}; trained alone it gave {told[report.reproduced]}")
+        console.print(f"best: trial {report.best.number}; trained alone it {told[report.reproduced]}")
         console.print(f"again: nightmill finetune {report.search}/best.yaml", soft_wrap=True, highlight=False)
         console.print(f"model: {report.folder}", soft_wrap=True, highlight=False)
     if report.decision:

@@ -21,14 +21,13 @@ from prefect_dask import DaskTaskRunner
 from prefect_dask.task_runners import PrefectDaskFuture
 
 from spark_jobs.errors import JobCrashed, RequestError
-from spark_jobs.manifests import Frozen, LabelledSet
+from spark_jobs.manifests import LabelledSet
 from tasks.application import Application, AppName
 from tasks.engine import StepResult, engine_in_use
 from tasks.prefect_runner import RETRY_DELAYS_S, run_log, worth_retrying
 from tasks.search_steps import trial_step
-from tasks.search_worker import TrialWorkspace, WorkerEngine
+from tasks.search_worker import TrialJob, TrialWorkspace, WorkerEngine
 from training.manifests import ModelFolder
-from training.search_spec import TrialSpec
 
 ADDRESS = "NIGHTMILL_DASK_ADDRESS"
 WORKERS = "NIGHTMILL_DASK_WORKERS"
@@ -36,19 +35,6 @@ WORKERS = "NIGHTMILL_DASK_WORKERS"
 DASK_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _applications: dict[AppName, Application] = {}  # of this process, if it is a worker: it serves trial after trial
-
-
-class TrialJob(Frozen):
-    """A trial as it is sent to a worker. root: the workspace, on a disk that all workers see; labelled, base: addresses.
-    key: of its step, as the flow's own code and libraries make it."""
-
-    name: str
-    key: str
-    root: str
-    night: str
-    labelled: str
-    base: str
-    spec: TrialSpec
 
 
 def trial_runner() -> DaskTaskRunner:

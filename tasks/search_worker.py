@@ -11,11 +11,25 @@ from typing import Any, Self
 
 import psutil
 
-from spark_jobs.manifests import Handle
+from spark_jobs.manifests import Frozen, Handle
 from tasks.application import Application, AppName
 from tasks.engine import Engine
 from tasks.steps import Step
 from tasks.workspace import Workspace
+from training.search_spec import TrialSpec
+
+
+class TrialJob(Frozen):
+    """A trial as it is sent to a worker. root: the workspace, on a disk that all workers see; labelled, base: addresses.
+    key: of its step, as the flow's own code and libraries make it."""
+
+    name: str
+    key: str
+    root: str
+    night: str
+    labelled: str
+    base: str
+    spec: TrialSpec
 
 
 class TrialWorkspace(Workspace):

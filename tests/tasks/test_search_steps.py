@@ -10,8 +10,9 @@ from prefect.logging import disable_run_logger
 
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import MANIFEST, FileEntry, Handle, LabelledSet, file_sha256
-from tasks.search_dask import TrialJob, local_cluster, run_trial
+from tasks.search_dask import local_cluster, run_trial
 from tasks.search_steps import files_sha256, outcome_of, trial_step
+from tasks.search_worker import TrialJob
 from training.finetune_spec import FinetuneSpec, ScoreTaskSpec
 from training.manifests import ModelFolder
 from training.search_spec import TrialSpec
