@@ -12,13 +12,17 @@ TORCH = ("torch", "transformers", "numpy", "safetensors")
 
 
 def train_checkpoint(
-    corpus: Corpus, tokenizer: TokenizerFiles, champion: ModelFolder | None, spec: TrainSpec
-) -> Checkpoint:
-    """Corpus -> checkpoint: from scratch, or on from the champion with replay of earlier nights."""
+    corpus: Corpus, tokenizer: TokenizerFiles, champion: ModelFolder | None, spec: TrainSpec,
+    teacher: ModelFolder | None = None,
+) -> Checkpoint:  # fmt: skip
+    """Corpus -> checkpoint: from scratch, or on from the champion with replay of earlier nights. teacher: where spec.distill
+    says that a model teaches."""
     engine = current_engine()
     inputs: dict[str, Handle] = {"corpus": corpus, "tokenizer": tokenizer}
     if champion is not None:
         inputs["champion"] = champion
+    if teacher is not None:
+        inputs["teacher"] = teacher
     return engine.run(
         Step(
             name="train", handle=Checkpoint, entry="training.pretrain.main", spec=spec, night=engine.night,
