@@ -51,11 +51,10 @@ def right(bench: Bench, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarra
     report, examples_per_s = bench.run(settings)
     labelled = output(report, "robustness", "label", LabelledSet)
     gold = {r["id"]: r["labels"][0] for path in labelled.paths() for r in pq.read_table(path).to_pylist()}
-    card = Path(output(report, "robustness", "score-task", TaskScorecard).folder())
+    card = output(report, "robustness", "score-task", TaskScorecard)
     found = []
-    for name in ("predictions", "noisy-predictions"):
-        path = card / f"{name}.parquet"
-        rows = pq.read_table(path).to_pylist() if path.exists() else []
+    for part in ("data", "noisy"):
+        rows = pq.read_table(Path(card.folder(part)) / "predictions.parquet").to_pylist()
         found.append(np.array([json.loads(r["prediction"])[0]["label"] == gold[r["id"]] for r in rows], float))
     return found[0], found[1], examples_per_s
 

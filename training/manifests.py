@@ -93,7 +93,7 @@ class TaskCheckpoint(Checkpoint):
 
 
 class TaskScorecard(Handle):
-    """`data/predictions.parquet`: id, prediction (JSON list, one entry a window), in order of id; `noisy-predictions.parquet`:
+    """`data/predictions.parquet`: id, prediction (JSON list, one entry a window), in order of id; `noisy/predictions.parquet`:
     the same of disturbed rows, where asked for. `data/scores.json`: every
     metric with value, n, n_invalid, interval, signature; the main one first, whose name and value are here too.
     num_rows = rows scored, those that could not be encoded included: they count as wrong.

@@ -100,6 +100,9 @@ def test_files_become_a_scored_model_and_nothing_is_done_twice(run: Any) -> None
     assert (Path(report.folder) / "model.safetensors").is_file()
     assert set(states(run()).values()) == {"cached"}
     again = run("finetune.seed=1")
+    noisy = run("score.noise_share=0.3")
+    assert {name.removeprefix("noisy/") for name in noisy.scores} == set(report.scores)
+    assert {name for name in noisy.scores if name.startswith("noisy/")} == {f"noisy/{name}" for name in report.scores}
     assert states(again) == {
         "label": "cached", "import-model": "cached", "finetune": "ran", "export-task": "ran", "score-task": "ran",
     }  # fmt: skip

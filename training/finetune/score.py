@@ -52,7 +52,8 @@ def run(request: Request) -> Outcome:
     if spec.noise_share:
         noisy = list(noisy_rows(rows, spec.task.kind, spec.noise_share, spec.seed))
         answers, _ = predict_rows(network, task, noisy, spec.batch_size, reference)
-        write_predictions(noisy, answers, data / "noisy-predictions.parquet")
+        (Path(request.out) / "noisy").mkdir(exist_ok=True)
+        write_predictions(noisy, answers, Path(request.out) / "noisy" / "predictions.parquet")
         scores |= under_noise(task.score(noisy, answers, spec.seed), spec.noise_share)
     write_predictions(rows, predictions, data / "predictions.parquet")
     main = write_scores(scores, data / "scores.json")
