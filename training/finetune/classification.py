@@ -51,6 +51,15 @@ class SequenceTask:
         )
         return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
 
+    def head_fields(self, problem_type: str) -> dict[str, Any]:
+        """What the configuration of a model with a logit a label says."""
+        return {
+            "num_labels": len(self.label_set),
+            "id2label": dict(enumerate(self.label_set)),
+            "label2id": self.number,
+            "problem_type": problem_type,
+        }
+
     def target_of(self, row: Row) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -74,12 +83,7 @@ class Classification(SequenceTask):
     """labels: one name of the label set. Loss: cross entropy."""
 
     def config_fields(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.label_set),
-            "id2label": dict(enumerate(self.label_set)),
-            "label2id": self.number,
-            "problem_type": "single_label_classification",
-        }
+        return self.head_fields("single_label_classification")
 
     def target_of(self, row: Row) -> dict[str, Any]:
         labels = row["labels"] or []
@@ -111,12 +115,7 @@ class MultiLabel(SequenceTask):
     """labels: any number of names, also none. Loss: binary cross entropy, of each label of each text."""
 
     def config_fields(self) -> dict[str, Any]:
-        return {
-            "num_labels": len(self.label_set),
-            "id2label": dict(enumerate(self.label_set)),
-            "label2id": self.number,
-            "problem_type": "multi_label_classification",
-        }
+        return self.head_fields("multi_label_classification")
 
     def target_of(self, row: Row) -> dict[str, Any]:
         labels = row["labels"] or []
