@@ -237,10 +237,11 @@ def main() -> None:
         "| task | set | baseline | ours, with 95 % interval | rows | trained | examples/s | seconds |\n|---|---|---|---|---|---|---|---|"
     )
     try:
-        lines = [run_task(bench, task, settings[task]) for task in asked.tasks]
-        ratio = None
-        if asked.peer_python != "-":
-            ratio = vs_trainer(bench, settings["classification"], asked.peer_python)
+        lines, ratio = [], None
+        for task in asked.tasks:
+            lines.append(run_task(bench, task, settings[task]))
+            if task == "classification" and asked.peer_python != "-":
+                ratio = vs_trainer(bench, settings[task], asked.peer_python)
     finally:
         for application in applications.values():
             application.close()
