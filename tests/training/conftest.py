@@ -40,6 +40,7 @@ from training.pretrain.mesh import Ranks
 
 # One thread: no OpenMP pool, so that tests may fork ranks from this process.
 torch.set_num_threads(1)
+SET_NUM_THREADS = torch.set_num_threads
 
 H = TypeVar("H", bound=Handle)
 
@@ -263,6 +264,12 @@ def engine() -> Iterator[Engine]:
     app.process.stdin.close()
     assert app.process.wait(timeout=30) == 0
     app.answers.close()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job run in this process takes as many threads as it may; a pool of them would hang every rank forked later."""
+    monkeypatch.setattr("torch.set_num_threads", lambda number: SET_NUM_THREADS(1))
 
 
 def _rank(index: int, function: Callable[[Ranks], Any], world_size: int, store: str, results: str) -> None:
