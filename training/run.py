@@ -45,44 +45,32 @@ LIBRARIES = (
 
 
 FINETUNE_JOBS = ("finetune", "export-task", "score-task")
+JOBS = {  # name -> module whose `run` (or what is named) does it, imported when it is asked for
+    "train": "training.pretrain.main",
+    "export": "training.export",
+    "compress": "training.compress.job",
+    "evaluate": "training.evaluate.job",
+    "gate": "training.evaluate.gate",
+    "import-model": "training.finetune.import_model",
+    "finetune": "training.finetune.main",
+    "export-task": "training.finetune.export",
+    "score-task": "training.finetune.score",
+    "make-student": "training.distill.student",
+    "compare-tasks": "training.finetune.compare",
+    "score-ensemble": "training.finetune.ensemble",
+    "average-models": "training.finetune.ensemble:average_models",
+    "augment": "training.augment.job",
+    "generate": "training.generate",
+}
 
 
 def run_job(request: Request) -> Outcome:
-    """Do one job. Each job's module is imported when asked for; what it imports in turn was imported at start."""
-    match request.job:
-        case "train":
-            from training.pretrain.main import run
-        case "export":
-            from training.export import run
-        case "compress":
-            from training.compress.job import run
-        case "evaluate":
-            from training.evaluate.job import run
-        case "gate":
-            from training.evaluate.gate import run
-        case "import-model":
-            from training.finetune.import_model import run
-        case "finetune":
-            from training.finetune.main import run
-        case "export-task":
-            from training.finetune.export import run
-        case "score-task":
-            from training.finetune.score import run
-        case "make-student":
-            from training.distill.student import run
-        case "compare-tasks":
-            from training.finetune.compare import run
-        case "score-ensemble":
-            from training.finetune.ensemble import run
-        case "average-models":
-            from training.finetune.ensemble import average_models as run
-        case "augment":
-            from training.augment.job import run
-        case "generate":
-            from training.generate import run
-        case _:
-            raise RequestError(f"job {request.job!r} is not one of those in training/run.py")
-    return run(request)
+    """Do one job. What its module imports in turn was imported at start."""
+    if request.job not in JOBS:
+        raise RequestError(f"job {request.job!r} is not one of {', '.join(JOBS)}")
+    module, _, name = JOBS[request.job].partition(":")
+    outcome: Outcome = getattr(importlib.import_module(module), name or "run")(request)
+    return outcome
 
 
 def import_libraries() -> None:
