@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -53,6 +54,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=16,
     )  # fmt: skip
+    torch.manual_seed(0)
     BertModel(config).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     source = {"kind": "jsonl", "path": str(folder / "rows.jsonl"), "columns": {"text": "sentence", "labels": "colour"}}
