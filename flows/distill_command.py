@@ -10,8 +10,7 @@ from rich.table import Table
 
 from flows.console import step_table
 from flows.distill_specs import load_distill_spec
-from flows.local_run import Story, print_plan, run_here
-from tasks.workspace import parse_night
+from flows.local_run import Story, run_or_plan
 
 if TYPE_CHECKING:
     from flows.distill import Contestant, DistillReport
@@ -19,11 +18,7 @@ if TYPE_CHECKING:
 
 def distill(arguments: argparse.Namespace) -> int:
     """Run a distillation in this process tree; with --plan only say which steps would run, and why."""
-    spec = load_distill_spec(arguments.preset, arguments.settings)
-    night = parse_night(arguments.night)
-    if arguments.plan:
-        return print_plan(spec, night, DISTILL, arguments.json)
-    return run_here(spec, night, DISTILL, arguments.json)
+    return run_or_plan(load_distill_spec(arguments.preset, arguments.settings), DISTILL, arguments)
 
 
 def print_distill(console: Console, report: DistillReport) -> None:

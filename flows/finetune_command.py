@@ -10,8 +10,7 @@ from rich.table import Table
 
 from flows.console import step_table
 from flows.finetune_specs import load_finetune_spec
-from flows.local_run import Story, print_plan, run_here
-from tasks.workspace import parse_night
+from flows.local_run import Story, run_or_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,11 +21,7 @@ if TYPE_CHECKING:
 
 def finetune(arguments: argparse.Namespace) -> int:
     """Run a fine-tuning in this process tree; with --plan only say which steps would run, and why."""
-    spec = load_finetune_spec(arguments.preset, arguments.settings)
-    night = parse_night(arguments.night)
-    if arguments.plan:
-        return print_plan(spec, night, FINETUNE, arguments.json)
-    return run_here(spec, night, FINETUNE, arguments.json)
+    return run_or_plan(load_finetune_spec(arguments.preset, arguments.settings), FINETUNE, arguments)
 
 
 def print_finetune(console: Console, report: FinetuneReport) -> None:

@@ -5,6 +5,7 @@ Prefect reads where its server is once, when it is imported: so flows are named 
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -20,7 +21,7 @@ from tasks.child import sweep_orphans
 from tasks.engine import Engine, StepResult, engine_in_use
 from tasks.machine import require_free_disk
 from tasks.servers import EmbeddedPrefect, client_environment
-from tasks.workspace import Workspace, home
+from tasks.workspace import Workspace, home, parse_night
 
 if TYPE_CHECKING:
     from flows.engines import NamedSpec
@@ -58,6 +59,12 @@ def run_here(spec: NamedSpec, night: str, story: Story, as_json: bool) -> int:
         report = _run(spec, night, story, console, started, server)
     _print(report, story, console, as_json)
     return 0 if report.status == "done" else 1
+
+
+def run_or_plan(spec: NamedSpec, story: Story, arguments: argparse.Namespace) -> int:
+    """What a command with --night, --json and --plan was asked for."""
+    act = print_plan if arguments.plan else run_here
+    return act(spec, parse_night(arguments.night), story, arguments.json)
 
 
 def print_plan(spec: NamedSpec, night: str, story: Story, as_json: bool) -> int:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flows.console import step_table
 from flows.finetune_command import FINETUNE, score_table
-from flows.local_run import Story, print_plan, run_here
+from flows.local_run import Story, run_or_plan
 from flows.trials import known_trials
 from flows.tune_specs import TuneRunSpec, load_tune_spec
 from spark_jobs.errors import RequestError
@@ -24,13 +24,10 @@ if TYPE_CHECKING:
 def tune(arguments: argparse.Namespace) -> int:
     """Run a search in this process tree; with --plan only say what would run; with --trial train one of its trials alone."""
     spec = load_tune_spec(arguments.preset, arguments.settings)
-    night = parse_night(arguments.night)
     if arguments.trial is not None:
-        alone = trial_alone(spec, night, arguments.trial)
-        return (print_plan if arguments.plan else run_here)(alone, night, FINETUNE, arguments.json)
-    if arguments.plan:
-        return print_plan(spec, night, TUNE, arguments.json)
-    return run_here(spec, night, TUNE, arguments.json)
+        alone = trial_alone(spec, parse_night(arguments.night), arguments.trial)
+        return run_or_plan(alone, FINETUNE, arguments)
+    return run_or_plan(spec, TUNE, arguments)
 
 
 def trial_alone(spec: TuneRunSpec, night: str, number: int) -> FinetuneRunSpec:

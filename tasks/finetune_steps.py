@@ -55,7 +55,8 @@ def folder_digests(spec: AugmentSpec) -> dict[str, str]:
 def import_model(spec: ImportModelSpec) -> ModelFolder:
     """A folder, a package's model, a pipeline's champion or a repository of the hub -> a model of this workspace."""
     engine = current_engine()
-    job = ImportJobSpec(**resolved(spec).model_dump(), digest=digest_of(spec))
+    source = resolved(spec)
+    job = ImportJobSpec(**source.model_dump(), digest=digest_of(source))
     return engine.run(
         Step(
             name="import-model", handle=ModelFolder, entry="training.finetune.import_model", spec=job, night=engine.night,
@@ -80,7 +81,7 @@ def digest_of(spec: ImportModelSpec) -> str:
     revision tells."""
     if spec.hub:
         return ""
-    return folder_digest(source_folder(resolved(spec)))
+    return folder_digest(source_folder(spec))
 
 
 def folder_digest(folder: Path) -> str:

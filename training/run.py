@@ -100,7 +100,8 @@ def _in_child(line: str) -> tuple[str, dict[str, object]]:
     """Run the request in a child and return its answer. A child that ends without one was killed: JobCrashed."""
     reply = os.memfd_create("answer")
     parent = os.getpid()
-    import_for(json.loads(line).get("job", ""))
+    with contextlib.suppress(ValueError):  # a line that is no request is refused in the child, as any bad request
+        import_for(Request.model_validate_json(line).job)
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from training.distill.divergence import sum_divergence
-from training.distill.layers import HiddenStates, sum_hidden_distance, token_weights
+from training.distill.layers import HiddenStates, install_hidden, sum_hidden_distance, token_weights
+from training.distill.teacher import load_teacher
 from training.distill_spec import DistillSpec
+from training.manifests import ModelFolder
 from training.pretrain.checkpointing import TRAINING_ONLY
 from training.pretrain.parallel import OutputLoss
 
@@ -44,6 +46,17 @@ class DistilledLoss:
             distance = sum_hidden_distance(output.mapped, told.hidden_states, self.maps.map, self.spec.hidden, weights)
             total = total + self.spec.hidden.weight * distance
         return total
+
+
+def taught(
+    loss: OutputLoss, student: nn.Module, folder: ModelFolder, spec: DistillSpec, divergence: Divergence, seed: int,
+    device: torch.device,
+) -> DistilledLoss:  # fmt: skip
+    """`loss` with the part of the teacher in `folder`; layers that are learned too get their maps in `student`."""
+    teacher = load_teacher(folder)
+    if spec.hidden is not None:
+        install_hidden(student, teacher, spec.hidden, seed)
+    return DistilledLoss(loss, teacher, divergence, spec, device, maps_of(student))
 
 
 def maps_of(student: nn.Module) -> HiddenStates | None:

@@ -6,8 +6,6 @@ Output: a TaskCheckpoint.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +15,9 @@ from transformers import AutoConfig, PreTrainedModel
 from spark_jobs.errors import RequestError, TrainingError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
-from training.distill.layers import install_hidden
-from training.distill.loss import DistilledLoss, maps_of
+from training.distill.loss import taught
 from training.distill.tasks import check_teacher, task_divergence
-from training.distill.teacher import load_teacher, teacher_of
+from training.distill.teacher import teacher_of
 from training.finetune.adalora import RankSchedule, check_steps, with_penalty
 from training.finetune.adversarial import against
 from training.finetune.base import load_base, load_tokenizer
@@ -35,6 +32,7 @@ from training.pretrain.flops import model_flops_per_token
 from training.pretrain.launch import launch_ranks
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.parallel import OutputLoss, parallelize
+from training.pretrain.run_state import FREE, identity_of
 from training.pretrain.trainer import Companion, Plan, train_rank
 
 
@@ -118,7 +116,8 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
         task, examples, spec.seed, spec.sequences_per_step, mesh.degrees.batch,
         heldout_inputs(task, watched, spec.micro_batch, mesh.at.batch, mesh.degrees.batch),
     )  # fmt: skip
-    identity = _identity(request, labelled, base, teacher_of(request, spec.distill))
+    teacher = teacher_of(request, spec.distill)
+    identity = identity_of(request.spec, FREE | {"micro_batch"}, labelled, base, *([teacher] if teacher else []))
     plan = Plan(steps, spec.optimizer.learning_rate, identity)
     flops = _flops_per_token(model, examples)
     facts = train_rank(shared, material, spec, plan, out, flops, why_restarted, companion)
@@ -159,22 +158,10 @@ def with_teacher(
     folder = teacher_of(request, spec.distill)
     if spec.distill is None or folder is None:
         return loss
-    teacher = load_teacher(folder)
-    if spec.distill.hidden is not None:
-        install_hidden(trained, teacher, spec.distill.hidden, spec.seed)
     divergence = task_divergence(spec.task.kind, spec.distill.temperature)
-    return DistilledLoss(loss, teacher, divergence, spec.distill, ranks.device, maps_of(trained))
+    return taught(loss, trained, folder, spec.distill, divergence, spec.seed, ranks.device)
 
 
 def _flops_per_token(model: PreTrainedModel, examples: Sequence[Example]) -> float:
     """At the examples' mean length."""
     return model_flops_per_token(model, round(sum(example.num_tokens for example in examples) / len(examples)))
-
-
-def _identity(request: Request, labelled: LabelledSet, base: ModelFolder, teacher: ModelFolder | None) -> str:
-    """What a checkpoint may be resumed under: everything but ranks, how they share the work, and how they are kept going."""
-    free = {"ranks", "parallel", "checkpoint_mode", "max_restarts", "profile", "micro_batch"}
-    spec = {name: value for name, value in request.spec.items() if name not in free}
-    inputs = [labelled.digest, base.digest, *([teacher.digest] if teacher else [])]
-    text = json.dumps([spec, *inputs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -20,9 +20,9 @@ from spark_jobs.errors import DataError, RequestError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
 from training.evaluate.character_noise import noisy_rows
-from training.finetune.examples import read_rows
+from training.finetune.examples import encode_rows, read_rows
 from training.finetune.main import make_task_of
-from training.finetune.task import Example, Prediction, Row, Task, Unusable, in_batches
+from training.finetune.task import Prediction, Row, Task, in_batches
 from training.finetune_spec import ScoreTaskSpec
 from training.inputs import input_uri
 from training.manifests import ModelFolder
@@ -86,13 +86,7 @@ def predict_rows(
 ) -> tuple[dict[str, list[Prediction]], dict[str, int]]:
     """Predictions by row id, [] for rows that cannot be encoded; and how many these are, by reason."""
     predictions: dict[str, list[Prediction]] = {row["id"]: [] for row in rows}
-    examples: list[Example] = []
-    unusable: dict[str, int] = {}
-    for row in rows:
-        try:
-            examples += task.encode(row)
-        except Unusable as why:
-            unusable[str(why)] = unusable.get(str(why), 0) + 1
+    examples, unusable = encode_rows(task, iter(rows))
     if reference is not None:
         examples = task.prepare(reference, examples, torch.device("cpu"))
     answered: dict[int, Prediction] = {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -19,10 +18,9 @@ from transformers import PreTrainedModel
 from spark_jobs.errors import DataError, RequestError, TrainingError
 from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
 from spark_jobs.requests import Outcome, Request
-from training.distill.layers import install_hidden
-from training.distill.loss import DistilledLoss, maps_of, token_divergence
+from training.distill.loss import taught, token_divergence
 from training.distill.served import ServedTeacher, check_served
-from training.distill.teacher import check_length, check_vocabulary, load_teacher, teacher_of, vocabulary_of
+from training.distill.teacher import check_length, check_vocabulary, teacher_of, vocabulary_of
 from training.distill.told_text import ToldText, told_loss
 from training.inputs import input_uri
 from training.manifests import ModelFolder
@@ -37,6 +35,7 @@ from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import check_architecture, load_weights, model_config, model_kind, new_model
 from training.pretrain.objectives import Examples, PackedText
 from training.pretrain.parallel import OutputLoss, on_logits, parallelize
+from training.pretrain.run_state import FREE, identity_of
 from training.pretrain.sequence_order import corpus_row_groups, row_facts
 from training.pretrain.token_shards import Batch, Sequences
 from training.pretrain.trainer import Material, plan_of, rank_positions, train_rank
@@ -124,7 +123,11 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
         config.save_pretrained(out / "data")
     groups = corpus_row_groups(corpus, champion.night if champion else "")
     replay_ratio = float(corpus.spec.get("replay_ratio", 0.5))
-    plan = plan_of(spec, champion is not None, _identity(request, corpus, champion, teacher_of(request, spec.distill)))
+    teacher = teacher_of(request, spec.distill)
+    # Replicas that train on their own have state of their own rank each.
+    free = FREE - {"ranks"} if spec.local is not None else FREE
+    identity = identity_of(request.spec, free, corpus, champion, *([teacher] if teacher else []))
+    plan = plan_of(spec, champion is not None, identity)
     told = row_facts(corpus, groups, spec.order, plan.num_steps * spec.sequences_per_step)
     sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed, told)
     heldout: list[Batch] = []
@@ -165,22 +168,8 @@ def with_teacher(
     folder = teacher_of(request, spec.distill)
     if spec.distill is None or folder is None:
         return None
-    teacher = load_teacher(folder)
-    if spec.distill.hidden is not None:
-        install_hidden(model, teacher, spec.distill.hidden, spec.seed)
     divergence = token_divergence(spec.distill.temperature)
-    return DistilledLoss(loss, teacher, divergence, spec.distill, ranks.device, maps_of(model))
-
-
-def _identity(request: Request, corpus: Corpus, champion: ModelFolder | None, teacher: ModelFolder | None) -> str:
-    """What a checkpoint may be resumed under: everything but ranks, how they share the work, and how they are kept going."""
-    free = {"ranks", "parallel", "checkpoint_mode", "max_restarts", "profile"}
-    if request.spec.get("local"):
-        free.remove("ranks")  # each replica has state of its own
-    spec = {k: v for k, v in request.spec.items() if k not in free}
-    inputs = [corpus.digest, champion.digest if champion else "", *([teacher.digest] if teacher else [])]
-    text = json.dumps([spec, *inputs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return taught(loss, model, folder, spec.distill, divergence, spec.seed, ranks.device)
 
 
 def main() -> int:

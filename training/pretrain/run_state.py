@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from spark_jobs.manifests import Frozen
+import hashlib
+import json
+from typing import Any
+
+from spark_jobs.manifests import Frozen, Handle
 from training.pretrain.early_stopping import StopState
 from training.pretrain.loss_scale import LossScale
 from training.pretrain.noise_scale import NoiseState
@@ -18,3 +22,14 @@ class RunState(Frozen):
     spikes: SpikeState = SpikeState()
     noise: NoiseState = NoiseState()
     stop: StopState = StopState()
+
+
+# How ranks share the work, and how they are kept going: a checkpoint may be resumed under another choice of these.
+FREE = frozenset({"ranks", "parallel", "checkpoint_mode", "max_restarts", "profile"})
+
+
+def identity_of(spec: dict[str, Any], free: frozenset[str], *inputs: Handle | None) -> str:
+    """What a checkpoint may be resumed under: the spec but for its `free` fields, and the inputs, in their order."""
+    kept = {name: value for name, value in spec.items() if name not in free}
+    text = json.dumps([kept, *(handle.digest if handle is not None else "" for handle in inputs)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
