@@ -157,12 +157,16 @@ def slope_of(move: Tensor) -> Tensor:
 def step_up(move: Tensor, slope: Tensor, step_size: float, epsilon: float, dims: tuple[int, ...] | None = None) -> None:
     """move += step_size slope / |slope|, then shortened to epsilon where it is longer; in place.
 
-    dims: over which lengths are taken, all by default. Where the slope is zero, nothing moves.
+    dims: over which lengths are taken, all by default. Where the slope is zero, nothing moves. At the edge of the ball a
+    shortened step may come back a rounding error behind where it began: then it is not taken.
     """
+    before = move.clone()
     length = torch.linalg.vector_norm(slope, dim=dims, keepdim=True)
     move += torch.where(length > 0, step_size / torch.where(length > 0, length, 1.0), 0.0) * slope
     reach = torch.linalg.vector_norm(move, dim=dims, keepdim=True)
     move *= torch.where(reach > epsilon, epsilon / torch.where(reach > 0, reach, 1.0), 1.0)
+    gain = torch.sum((move - before) * slope, dim=dims, keepdim=True)
+    move.copy_(torch.where(gain < 0, before, move))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import (
@@ -385,6 +385,7 @@ def test_model_that_does_not_read_tokens_is_refused() -> None:
     st.floats(1e-3, 1e3),
     st.floats(1e-3, 1e3),
 )
+@example([0.0, 0.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0, 0.0], 106.0, 1.0)
 def test_move_never_leaves_the_ball_and_never_grows_without_a_slope(
     slope: list[float], start: list[float], step_size: float, epsilon: float
 ) -> None:
