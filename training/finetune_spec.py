@@ -119,7 +119,7 @@ class FinetuneSpec(LoopSpec):
     schedule: ScheduleSpec = ScheduleSpec(kind="linear", warmup_share=0.06, final_ratio=0.0)
     parallel: ParallelSpec = ParallelSpec(strategy="ddp")
     sequences_per_step: int = Field(32, ge=1, description="Global batch in examples, over all ranks.")
-    micro_batch: int = Field(16, ge=1, description="Examples a rank runs at once.")
+    micro_batch: int = Field(8, ge=1, description="Examples a rank runs at once; those of a step are grouped by length.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints.")
 
     @model_validator(mode="after")
