@@ -127,3 +127,32 @@ class RecipeSpec(Frozen):
         if self.quantize is None and self.export != "safetensors":
             raise ValueError(f"recipe {self.name}: without quantize it is written as safetensors, not {self.export}")
         return self
+
+
+class CompressStepSpec(Frozen):
+    """A recipe's share of one step. thin: shrink and prune. finish: quantize what is there, or only write it. all: both."""
+
+    recipe: RecipeSpec
+    stage: Literal["all", "thin", "finish"] = "all"
+
+
+class MeasureSpec(Frozen):
+    """How speed and memory of a model folder are measured, in a fresh process."""
+
+    prompt_tokens: int = Field(128, ge=1, le=131072, description="Tokens read at once (prefill).")
+    new_tokens: int = Field(32, ge=1, le=131072, description="Tokens written one after the other (decode).")
+    repeats: int = Field(5, ge=1, le=1000, description="Median, lowest and highest of so many are kept.")
+
+
+class BudgetSpec(Frozen):
+    """Which candidate is best: the smallest or fastest of those that lose little enough."""
+
+    minimize: Literal["bytes", "latency"] = Field(
+        "bytes", description="bytes: of the weight files. latency: median seconds a written token, as measured."
+    )
+    max_loss: float = Field(
+        0.02, ge=0, description="Largest loss in bits per byte against the dense model (upper bound of the interval)."
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of that one-sided upper bound.")
+    replicates: int = Field(2000, ge=100, description="Bootstrap resamples of documents.")
+    seed: int = Field(0, ge=0, description="Of the resampling.")
