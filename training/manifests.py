@@ -149,3 +149,32 @@ class SearchResult(Handle):
     num_finished: int
     num_pruned: int
     num_failed: int
+
+
+class Measurement(Handle):
+    """`data/measurement.json`: speed and memory of a model folder in a fresh process, every repeat. Medians are here too.
+    peak_bytes: of the process while it wrote, model and libraries included. joules_per_token: of a written token, where the
+    machine tells its energy. num_rows = repeats.
+    """
+
+    kind: ClassVar[str] = "measurements"
+    model: str
+    num_threads: int
+    weight_bytes: int
+    peak_bytes: int
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    joules_per_token: float | None = None
+
+
+class CompressionChoice(Handle):
+    """`data/candidates.json`: every candidate with bytes, bits, speed, quality and interval; `data/pareto.svg`: their picture;
+    `data/candidates.md`: their table. `best`: name of the recipe that the budget chose, "dense" where none was good enough.
+    num_rows = candidates, the dense model included.
+    """
+
+    kind: ClassVar[str] = "choices"
+    best: str
+    reason: str
+    minimize: str
+    max_loss: float
