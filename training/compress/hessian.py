@@ -57,6 +57,14 @@ class Factor:
     damping: float
 
 
+@dataclass(frozen=True)
+class Solve:
+    """How a layer was solved. damping: as of its Factor. fallback: there was no factor, and the plain method was used."""
+
+    damping: float
+    fallback: bool
+
+
 def inverse_factor(hessian_II: Tensor, damping: float) -> Factor:
     """Cholesky factor of the inverse, with damping raised until there is one.
 
