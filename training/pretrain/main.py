@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from spark_jobs.errors import DataError, RequestError, TrainingError
 from spark_jobs.manifests import Corpus, TokenizerFiles, TokenShards
@@ -81,7 +81,7 @@ def check_request(request: Request, spec: TrainSpec) -> None:
             f"corpus {corpus.address} has {num_sequences} sequences of {corpus.seq_len} tokens, one step wants "
             f"{spec.sequences_per_step} for {spec.ranks} ranks: add documents or lower train.sequences_per_step"
         )
-    config = model_config(spec.model, tokenizer, corpus.seq_len)
+    config = _config(request, spec, tokenizer, corpus)
     model_kind(config, spec.objective)
     if champion is not None:
         check_architecture(config, champion)
@@ -102,6 +102,20 @@ def _inputs(request: Request) -> tuple[Corpus, TokenizerFiles, ModelFolder | Non
     )
 
 
+def _start(request: Request) -> ModelFolder | None:
+    """A model of whatever shape that is trained on as it is, in place of a champion."""
+    start = request.inputs.get("start")
+    return ModelFolder.load(start) if start else None
+
+
+def _config(request: Request, spec: TrainSpec, tokenizer: TokenizerFiles, corpus: Corpus) -> PreTrainedConfig:
+    start = _start(request)
+    if start is None:
+        return model_config(spec.model, tokenizer, corpus.seq_len)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(start.folder(), attn_implementation="sdpa", use_cache=False)
+    return config
+
+
 def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     """One rank's part: build the model, spread it, train, publish."""
     spec = TrainSpec.model_validate(request.spec)
@@ -111,10 +125,11 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
             f"the launcher started {ranks.world_size} ranks, the spec says {spec.ranks}: make them equal"
         )
     mesh = make_mesh(ranks, spec.parallel.degrees(ranks.world_size))
-    config = model_config(spec.model, tokenizer, corpus.seq_len)
+    config = _config(request, spec, tokenizer, corpus)
     model = new_model(config, spec.seed, spec.objective)
-    if champion is not None:
-        load_weights(model, Path(champion.folder()) / "model.safetensors")
+    before = champion or _start(request)
+    if before is not None:
+        load_weights(model, Path(before.folder()) / "model.safetensors")
     num_parameters = sum(p.numel() for p in model.parameters())
     out = Path(request.out)
     if ranks.is_first:
@@ -126,8 +141,8 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     teacher = teacher_of(request, spec.distill)
     # Replicas that train on their own have state of their own rank each.
     free = FREE - {"ranks"} if spec.local is not None else FREE
-    identity = identity_of(request.spec, free, corpus, champion, *([teacher] if teacher else []))
-    plan = plan_of(spec, champion is not None, identity)
+    identity = identity_of(request.spec, free, corpus, before, *([teacher] if teacher else []))
+    plan = plan_of(spec, before is not None, identity)
     told = row_facts(corpus, groups, spec.order, plan.num_steps * spec.sequences_per_step)
     sequences = Sequences(groups, corpus.seq_len, tokenizer.pad_id, replay_ratio, spec.seed, told)
     heldout: list[Batch] = []
@@ -154,7 +169,7 @@ def train(request: Request, ranks: Ranks, why_restarted: str) -> Outcome:
     fields = facts | {
         "model_type": config.model_type,
         "num_parameters": num_parameters,
-        "resumed_from": champion.address if champion else "",
+        "resumed_from": before.address if before else "",
     }
     return Outcome(num_rows=facts.get("num_steps", 0), format="safetensors", fields=fields)
 
