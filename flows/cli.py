@@ -79,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--plan", action="store_true", help="only say which steps would run, and why")
     distill.set_defaults(command=_lazy("flows.distill_command", "distill"))
 
+    compress = commands.add_parser(
+        "compress", help="make smaller candidates of a night's model, and choose within a budget"
+    )
+    _add_night_arguments(compress, default_night="the newest night with a model")
+    compress.add_argument("--json", action="store_true", help="end with one JSON line on stdout")
+    compress.add_argument("--plan", action="store_true", help="only say which steps would run, and why")
+    compress.set_defaults(command=_lazy("flows.compress_command", "compress"))
+
     for name, text in (
         ("trace", "where a document, sequence or model came from, and what became of it"),
         ("forget", "take documents out of every snapshot from now on"),
@@ -118,12 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_night_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_night_arguments(parser: argparse.ArgumentParser, default_night: str = "today in UTC") -> None:
     parser.add_argument("preset", help="name of a preset, or a YAML file")
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting"
     )
-    parser.add_argument("--night", default="", metavar="DATE", help="logical night, YYYY-MM-DD; default: today in UTC")
+    parser.add_argument(
+        "--night", default="", metavar="DATE", help=f"logical night, YYYY-MM-DD; default: {default_night}"
+    )
 
 
 def _add_lineage_arguments(parser: argparse.ArgumentParser, name: str) -> None:

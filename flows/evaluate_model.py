@@ -1,4 +1,4 @@
-"""Tonight's models and the champion on held-out documents, and the verdict. Deployment `evaluate-model`, pool `gpu`."""
+"""Tonight's candidate and the champion on held-out documents, and the verdict. Deployment `evaluate-model`, pool `gpu`."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from flows.night import FlowReport, open_night
 from flows.specs import NightlySpec
 from spark_jobs.manifests import Corpus, TokenizerFiles
 from tasks.model_steps import decide, score_model
-from training.manifests import ModelFolder
+from training.manifests import Scorecard
 
 
 @flow(name="evaluate-model")
 def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
-    """Score dense, compressed and champion, then decide whether the candidate may replace the champion.
+    """Score dense model and champion, then decide whether the candidate may replace the champion.
 
     Args:
-        spec: What to do; this flow reads `evaluate`, `compress.schemes` and `gate`.
+        spec: What to do; this flow reads `evaluate`, `compress.recipes` and `gate`.
         night: Logical night as YYYY-MM-DD, whose models are there already. Empty: tonight (UTC).
     """
     with open_night(spec, night) as tonight:
         corpus = tonight.find("corpus", Corpus, "prepare-corpus")
         tokenizer = tonight.find("tokenizer", TokenizerFiles, "prepare-corpus")
-        models = {"dense": tonight.find("export", ModelFolder, "train-model")} | {
-            scheme: tonight.find(f"compress-{scheme}", ModelFolder, "compress-model")
-            for scheme in spec.compress.schemes
-        }
-        scores = {label: score_model(label, model, corpus, tokenizer, spec.evaluate) for label, model in models.items()}
-        champion = tonight.champion_to_beat(models[spec.gate.candidate])
+        name, candidate = tonight.candidate()
+        if spec.compress.recipes:  # they were scored to choose among them
+            score = tonight.find(f"evaluate-{name}", Scorecard, "compress-model")
+        else:
+            score = score_model(name, candidate, corpus, tokenizer, spec.evaluate)
+        champion = tonight.champion_to_beat(candidate)
         beaten = score_model("champion", champion, corpus, tokenizer, spec.evaluate) if champion else None
-        decide(scores[spec.gate.candidate], beaten, spec.gate)
+        decide(score, beaten, spec.gate)
         return tonight.report()

@@ -18,7 +18,7 @@ from spark_jobs.specs import TokenizerSpec
 from tasks.engine import Engine, StepResult, engine_or_none, is_planned
 from tasks.ledger import Champion, champion_before, champion_to_beat
 from tasks.workspace import Workspace, parse_night
-from training.manifests import ModelFolder
+from training.manifests import CompressionChoice, ModelFolder
 
 
 class FlowReport(Frozen):
@@ -50,6 +50,23 @@ class Night:
     def champion(self) -> ModelFolder | None:
         """The champion as it was before this night, so that a rerun of the night trains on from the same model."""
         return self._load(champion_before(self.workspace, self.night))
+
+    def trained_champion(self) -> ModelFolder | None:
+        """What training goes on from: the champion, or the dense model that a compressed champion was made of."""
+        champion = self.champion()
+        dense = champion.parent("dense") if champion is not None else None
+        return champion if dense is None else ModelFolder.load(self.workspace.at(dense.address))
+
+    def candidate(self) -> tuple[str, ModelFolder]:
+        """Name and folder of tonight's model that is put to the gate: the one asked for, or the best within the budget."""
+        name = self.spec.gate.candidate
+        if name == "best":
+            recipes = self.spec.compress.recipes
+            choice = self.find("choose", CompressionChoice, "compress-model") if recipes else None
+            name = "dense" if choice is None or is_planned(choice) else choice.best
+        if name == "dense":
+            return name, self.find("export", ModelFolder, "train-model")
+        return name, self.find(f"compress-{name}", ModelFolder, "compress-model")
 
     def champion_to_beat(self, candidate: ModelFolder) -> ModelFolder | None:
         """The champion that tonight's candidate is compared with."""

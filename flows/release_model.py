@@ -8,7 +8,7 @@ from flows.night import FlowReport, open_night
 from flows.specs import NightlySpec
 from spark_jobs.manifests import Corpus
 from tasks.release import release_candidate
-from training.manifests import ModelFolder, Verdict
+from training.manifests import Verdict
 
 
 @flow(name="release-model")
@@ -20,8 +20,7 @@ def release_model(spec: NightlySpec, night: str = "") -> FlowReport:
         night: Logical night as YYYY-MM-DD, whose verdict is there already. Empty: tonight (UTC).
     """
     with open_night(spec, night) as tonight:
-        step = "export" if spec.gate.candidate == "dense" else f"compress-{spec.gate.candidate}"
-        candidate = tonight.find(step, ModelFolder, "train-model")
+        _, candidate = tonight.candidate()
         verdict = tonight.find("gate", Verdict, "evaluate-model")
         corpus = tonight.find("corpus", Corpus, "prepare-corpus")
         release_candidate(candidate, verdict, corpus, spec.release)

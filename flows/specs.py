@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flows.spec_files import load_preset, presets_in
 from spark_jobs.manifests import Frozen
@@ -45,6 +45,13 @@ class NightlySpec(Frozen):
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     release: ReleaseSpec = ReleaseSpec()
+
+    @model_validator(mode="after")
+    def candidate_is_made(self) -> NightlySpec:
+        known = ["best", "dense", *(recipe.name for recipe in self.compress.recipes)]
+        if self.gate.candidate not in known:
+            raise ValueError(f"gate.candidate {self.gate.candidate!r} is none of tonight's models: {', '.join(known)}")
+        return self
 
 
 def preset_names() -> list[str]:

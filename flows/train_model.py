@@ -21,6 +21,6 @@ def train_model(spec: NightlySpec, night: str = "") -> FlowReport:
     with open_night(spec, night) as tonight:
         corpus = tonight.find("corpus", Corpus, "prepare-corpus")
         tokenizer = tonight.find("tokenizer", TokenizerFiles, "prepare-corpus")
-        checkpoint = train_checkpoint(corpus, tokenizer, tonight.champion(), spec.train)
+        checkpoint = train_checkpoint(corpus, tokenizer, tonight.trained_champion(), spec.train)
         export_model(checkpoint, tokenizer)
         return tonight.report()

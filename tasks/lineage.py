@@ -215,7 +215,7 @@ class Lineage:
             names = {model.address, model.address.rpartition("/")[2], self.versions.get(model.address, model.address)}
             if name in names or (name == "champion" and model.address == self.champion):
                 return model
-            if name == model.night and model.scheme == "dense":
+            if name == model.night and model.step == "export":
                 return model
         known = ", ".join(f"{v} ({a})" for a, v in sorted(self.versions.items(), key=lambda entry: entry[1]))
         raise RequestError(f"model {name!r}: wanted champion, a night, an address or a version: {known or 'none yet'}")
@@ -228,7 +228,7 @@ class Lineage:
             dense = model.parent("model")
             if checkpoint is not None and checkpoint.address in self.checkpoints:
                 found.append(self.checkpoints[checkpoint.address])
-                before = found[-1].parent("champion")
+                before = found[-1].parent("champion") or found[-1].parent("start")  # start: a candidate's recovery
             else:
                 before = dense  # a compressed model: of the dense one it was made from
             known = {m.address: m for m in self.models}

@@ -6,7 +6,7 @@ from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.engine import current_engine
 from tasks.steps import Step
 from training.manifests import Checkpoint, ModelFolder, Scorecard, Verdict
-from training.specs import CompressJobSpec, CompressSpec, EvaluateSpec, ExportSpec, GateSpec, TrainSpec
+from training.specs import EvaluateSpec, ExportSpec, GateSpec, TrainSpec
 
 TORCH = ("torch", "transformers", "numpy", "safetensors")
 
@@ -31,25 +31,31 @@ def train_checkpoint(
     )  # fmt: skip
 
 
-def export_model(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> ModelFolder:
-    """Checkpoint -> a Hugging Face folder."""
+def train_on(
+    name: str, start: ModelFolder, teacher: ModelFolder, corpus: Corpus, tokenizer: TokenizerFiles, spec: TrainSpec
+) -> Checkpoint:
+    """Train a model of any shape on, taught by another."""
     engine = current_engine()
+    inputs: dict[str, Handle] = {"corpus": corpus, "tokenizer": tokenizer, "start": start, "teacher": teacher}
     return engine.run(
         Step(
-            name="export", handle=ModelFolder, entry="training.export", spec=ExportSpec(), night=engine.night,
-            inputs={"checkpoint": checkpoint, "tokenizer": tokenizer}, libraries=TORCH, app="torch",
+            name=name, handle=Checkpoint, entry="training.pretrain.main", spec=spec, night=engine.night, inputs=inputs,
+            libraries=TORCH, app="torch", job="train",
         )
     )  # fmt: skip
 
 
-def compress_model(model: ModelFolder, scheme: str, spec: CompressSpec) -> ModelFolder:
-    """Dense folder -> quantised folder, reloaded in a fresh process and compared."""
+def export_model(checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> ModelFolder:
+    """Checkpoint -> a Hugging Face folder."""
+    return export_checkpoint("export", checkpoint, tokenizer)
+
+
+def export_checkpoint(name: str, checkpoint: Checkpoint, tokenizer: TokenizerFiles) -> ModelFolder:
     engine = current_engine()
-    job = CompressJobSpec.model_validate({"scheme": scheme, "group_size": spec.group_size})
     return engine.run(
         Step(
-            name=f"compress-{scheme}", handle=ModelFolder, entry="training.compress.job", spec=job, night=engine.night,
-            inputs={"model": model}, libraries=TORCH, app="torch", job="compress",
+            name=name, handle=ModelFolder, entry="training.export", spec=ExportSpec(), night=engine.night,
+            inputs={"checkpoint": checkpoint, "tokenizer": tokenizer}, libraries=TORCH, app="torch", job="export",
         )
     )  # fmt: skip
 

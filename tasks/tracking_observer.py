@@ -19,7 +19,7 @@ from tasks.server_databases import prepare_database
 from tasks.servers import servers_folder, tracking_uri
 from tasks.tracking import Status, Tracking
 from tasks.workspace import Workspace, home
-from training.manifests import Release, Verdict
+from training.manifests import CompressionChoice, ModelFolder, Release, Verdict
 
 if TYPE_CHECKING:
     from tasks.engine import StepResult
@@ -132,8 +132,13 @@ class TrackingObserver:
             traces = curves_folder(handle.workspace, step.night, Path(handle.uri).name) / "profile"
             if traces.is_dir():
                 self._tracking.send({"do": "artifacts", "key": key, "path": str(traces), "to": "profile"})
-            if isinstance(handle, CheckReport | Verdict | Release):
+            if isinstance(handle, CheckReport | Verdict | Release | CompressionChoice):
                 self._tracking.send({"do": "artifacts", "key": key, "path": handle.folder(), "to": "output"})
+            if isinstance(handle, ModelFolder):  # what compression did to each layer, and the card
+                for name in ("report.parquet", "README.md"):
+                    if (Path(handle.folder()) / name).is_file():
+                        path = str(Path(handle.folder()) / name)
+                        self._tracking.send({"do": "artifacts", "key": key, "path": path, "to": "output"})
             if isinstance(handle, CheckReport):
                 self._tracking.send(
                     {"do": "artifacts", "key": key, "path": handle.folder("data_docs"), "to": "data_docs"}

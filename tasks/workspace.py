@@ -120,6 +120,10 @@ class Workspace:
             raise DataError(f"{found.uri}: another output than night {night} recorded; run {producer} again")
         return found
 
+    def nights(self) -> list[str]:
+        """Nights with a record, oldest first."""
+        return sorted(p.stem for p in (self.root / "nights").glob("*.json"))
+
     def nights_before(self, night: str) -> list[str]:
         """Nights with a record, oldest first, strictly before `night`."""
         return sorted(p.stem for p in (self.root / "nights").glob("*.json") if p.stem < night)

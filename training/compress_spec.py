@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from spark_jobs.manifests import Frozen
 
-LABEL_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,40}$"  # a recipe's name is a part of step names and of folders
+LABEL_PATTERN = r"^[a-z0-9][a-z0-9-]{0,40}$"  # a recipe's name is a part of step names and of folders
 
 
 class CalibrationSpec(Frozen):

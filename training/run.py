@@ -48,7 +48,10 @@ FINETUNE_JOBS = ("finetune", "export-task", "score-task")
 JOBS = {  # name -> module whose `run` (or what is named) does it, imported when it is asked for
     "train": "training.pretrain.main",
     "export": "training.export",
+    "calibrate": "training.compress.calibrate",
     "compress": "training.compress.job",
+    "measure": "training.compress.measure",
+    "choose": "training.compress.choose",
     "evaluate": "training.evaluate.job",
     "gate": "training.evaluate.gate",
     "import-model": "training.finetune.import_model",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from spark_jobs.manifests import Frozen
+from training.compress_spec import LABEL_PATTERN, BudgetSpec, CalibrationSpec, MeasureSpec, RecipeSpec
 from training.loop_spec import LoopSpec
+from training.named_recipes import NAMED, recipe_of
 
 
 class ModelSpec(Frozen):
@@ -105,10 +107,30 @@ class TrainSpec(LoopSpec):
 
 
 class CompressSpec(Frozen):
-    """Round-to-nearest weights, symmetric, one scale a group of inputs; embeddings and head stay as they are."""
+    """Candidates beside the dense model, how they are calibrated and measured, and the budget that chooses among them."""
 
-    schemes: tuple[Literal["int8", "int4"], ...] = Field(("int8", "int4"), description="One output folder each.")
-    group_size: int = Field(32, ge=8, le=1024, description="Inputs that share one scale.")
+    recipes: tuple[RecipeSpec, ...] = Field(
+        (NAMED["int8"], NAMED["int4"]),
+        description="One candidate each; a name stands for a recipe of its own: " + ", ".join(NAMED) + ".",
+    )
+    calibration: CalibrationSpec = CalibrationSpec()
+    measure: MeasureSpec = MeasureSpec()
+    budget: BudgetSpec = BudgetSpec()
+
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def names_are_recipes(cls, told: Any) -> Any:
+        return tuple(recipe_of(one) for one in told) if isinstance(told, list | tuple) else told
+
+    @model_validator(mode="after")
+    def names_differ(self) -> CompressSpec:
+        names = [recipe.name for recipe in self.recipes]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or set(names) & {"dense", "champion"}:
+            raise ValueError(
+                f"compress.recipes: {twice[0] if twice else 'dense and champion'!r} names more than one model; give each its own name"
+            )
+        return self
 
 
 class GenerateSpec(Frozen):
@@ -116,13 +138,6 @@ class GenerateSpec(Frozen):
 
     prompt: str = Field("The", description="What the model goes on from; may be empty.")
     max_new_tokens: int = Field(32, ge=1, le=4096, description="Tokens written at most.")
-
-
-class CompressJobSpec(Frozen):
-    """One scheme of `CompressSpec`, as the step that makes it is asked."""
-
-    scheme: Literal["int8", "int4"]
-    group_size: int
 
 
 class ExportSpec(Frozen):
@@ -151,7 +166,9 @@ class GateSpec(Frozen):
     max_first_bits_per_byte: float = Field(
         8.0, gt=0, description="The first champion must be below this; 8 is one byte a byte."
     )
-    candidate: Literal["dense", "int8", "int4"] = Field(
-        "dense", description="Which of tonight's models is put to the gate; the others are kept beside it."
+    candidate: str = Field(
+        "best",
+        pattern=LABEL_PATTERN,
+        description="Which of tonight's models is put to the gate. best: what compress.budget chose. Else dense or a recipe's name.",
     )
     seed: int = Field(0, ge=0, description="Of the resampling.")
