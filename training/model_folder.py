@@ -1,4 +1,4 @@
-"""Model folders on disk: reading one of any scheme, and what every one of them carries."""
+"""Model folders on disk: reading one of any format, and what every one of them carries."""
 
 from __future__ import annotations
 
@@ -10,28 +10,36 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
+from spark_jobs.errors import DataError
+from training.compress.already_quantized import ADAPTER, GGUF_FILE, stored_format
 from training.compress.packed import load_packed
 from training.manifests import ModelFolder
 
-ADAPTER = "adapter"  # scheme of a folder whose trained part lies beside the base, and the name of its sub-folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def load_model(folder: ModelFolder) -> PreTrainedModel:
-    """The model in fp32, in evaluation mode; packed weights are rebuilt from their codes."""
-    return load_folder(Path(folder.folder()), folder.scheme)
+    """The model in evaluation mode: dense weights in fp32, codes as their format runs them."""
+    return load_folder(Path(folder.folder()))
 
 
-def load_folder(path: Path, scheme: str) -> PreTrainedModel:
-    if scheme == "dense":
+def load_folder(path: Path) -> PreTrainedModel:
+    """By what lies in the folder. Raises: DataError naming a format that Nightmill does not write."""
+    if (path / "packed.safetensors").is_file():
+        return load_packed(path).eval()
+    found = stored_format(path)
+    if found in ("dense", ADAPTER):
         model: PreTrainedModel = model_class(path).from_pretrained(path, dtype=torch.float32)
-    elif scheme == ADAPTER:
+    elif found in ("compressed-tensors", "torchao"):
+        model = model_class(path).from_pretrained(path)
+    elif found == "gguf":
+        model = model_class(path).from_pretrained(path, gguf_file=GGUF_FILE, dtype=torch.float32)
+    else:
+        raise DataError(f"{path} holds {found}; wanted dense, {ADAPTER}, compressed-tensors, torchao or gguf")
+    if found == ADAPTER:
         from peft import PeftModel  # seconds of imports that no other model needs
 
-        model = model_class(path).from_pretrained(path, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, path / ADAPTER)
-    else:
-        model = load_packed(path)
     return model.eval()
 
 
@@ -51,4 +59,5 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of weight files on disk, headers included: what a download costs."""
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    files = [*folder.glob("*.safetensors"), *folder.glob(GGUF_FILE)]
+    return sum(path.stat().st_size for path in files)

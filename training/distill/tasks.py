@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import LabelledSet
+from training.compress.already_quantized import ADAPTER
 from training.distill.divergence import sum_binary_divergence, sum_divergence
 from training.distill.loss import Divergence
 from training.distill.teacher import check_vocabulary
@@ -18,7 +19,6 @@ from training.finetune.generation import own_logits
 from training.finetune.task import Task, TaskInputs
 from training.finetune_spec import TaskKind
 from training.manifests import ModelFolder
-from training.model_folder import ADAPTER
 
 
 def task_divergence(kind: TaskKind, temperature: float) -> Divergence:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 from spark_jobs.errors import DataError, TrainingError
 from spark_jobs.manifests import LabelledSet
 from spark_jobs.requests import Outcome, Request
+from training.compress.already_quantized import ADAPTER
 from training.finetune.base import load_base
 from training.finetune.examples import encode_rows, read_rows
 from training.finetune.generation import TextTask
@@ -30,7 +31,7 @@ from training.finetune.task import Example, Task
 from training.finetune_spec import FinetuneSpec
 from training.inputs import input_uri
 from training.manifests import ModelFolder, TaskCheckpoint
-from training.model_folder import ADAPTER, load_folder, weight_bytes
+from training.model_folder import load_folder, weight_bytes
 from training.processes import in_fresh_process
 
 PROBES = 4  # rows on which the model before and after are compared
@@ -56,7 +57,7 @@ def run(request: Request) -> Outcome:
 
     def verify() -> dict[str, Any]:
         task = make_task_of(spec.task, labelled, base)
-        model = load_folder(data, _scheme(spec))
+        model = load_folder(data)
         return {"difference": compare(model, task, labelled, scratch / "answers.pt", 0.0)}
 
     written = in_fresh_process(write)
