@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -41,22 +41,10 @@ def launch_ranks(request: Request, spec: LoopSpec, work: Work) -> Outcome:
     the libraries loaded and has run no operation yet; after CUDA has started a fork is not safe, so they are spawned.
     """
     on_cuda = torch.cuda.is_available()
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=spec.ranks,
-        run_id="nightmill",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port on loopback
-        local_addr="localhost",
-        max_restarts=spec.max_restarts,
-        monitor_interval=0.1,
-        start_method="spawn" if on_cuda else "fork",
-    )
-    launch = elastic_launch(config, _rank)
     # A spawned rank does not inherit the answer's file descriptor: its events are passed on from the file they are in.
     relay = relayed_events(Path(request.out) / "scratch" / "events.jsonl") if on_cuda else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory() as failures:
+    with tempfile.TemporaryDirectory(prefix="nightmill-ranks-") as failures:
+        launch = elastic_launch(_config_of(spec, failures, "spawn" if on_cuda else "fork"), _rank)
         try:
             with relay:
                 answers = launch(request.model_dump_json(), spec.parallel.offload, work, os.getpid(), failures)
@@ -66,6 +54,23 @@ def launch_ranks(request: Request, spec: LoopSpec, work: Work) -> Outcome:
     if "failure" in answer:
         raise error_of(Failure.model_validate(answer["failure"]))
     return Outcome.model_validate(answer["outcome"])
+
+
+def _config_of(spec: LoopSpec, logs: str, start_method: str) -> LaunchConfig:
+    """logs: a folder for the launcher's own files, which it would else leave in the system's folder for such."""
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=spec.ranks,
+        run_id="nightmill",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port on loopback
+        local_addr="localhost",
+        max_restarts=spec.max_restarts,
+        monitor_interval=0.1,
+        start_method=start_method,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
+    )
 
 
 def _failure_file(failures: str, restart: int) -> Path:
