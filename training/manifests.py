@@ -151,6 +151,19 @@ class SearchResult(Handle):
     num_failed: int
 
 
+class Calibration(Handle):
+    """`data/sequences.safetensors`: tokens int32, one sequence behind the other, and lengths int32: texts of `corpus` on which
+    layers are measured. num_overlapping: sequences drawn and left out, as they share tokens with a held-out document.
+    num_rows = sequences.
+    """
+
+    kind: ClassVar[str] = "calibrations"
+    corpus: str
+    num_sequences: int
+    num_tokens: int
+    num_overlapping: int
+
+
 class Measurement(Handle):
     """`data/measurement.json`: speed and memory of a model folder in a fresh process, every repeat. Medians are here too.
     peak_bytes: of the process while it wrote, model and libraries included. joules_per_token: of a written token, where the

@@ -73,6 +73,11 @@ def last_heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
     return [Document(*row) for row in dict.fromkeys(highest)]
 
 
+def every_heldout_text(corpus: Corpus) -> Iterator[str]:
+    """The texts of all held-out documents, forgotten ones too, one row group in memory at a time."""
+    return (text for _, text, _ in _rows(corpus))
+
+
 @dataclass(frozen=True)
 class _Descending:
     doc_id: str
