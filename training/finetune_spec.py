@@ -119,7 +119,9 @@ class FinetuneSpec(LoopSpec):
     schedule: ScheduleSpec = ScheduleSpec(kind="linear", warmup_share=0.06, final_ratio=0.0)
     parallel: ParallelSpec = ParallelSpec(strategy="ddp")
     sequences_per_step: int = Field(32, ge=1, description="Global batch in examples, over all ranks.")
-    micro_batch: int = Field(8, ge=1, description="Examples a rank runs at once; those of a step are grouped by length.")
+    micro_batch: int = Field(
+        8, ge=1, description="Examples a rank runs at once; those of a step are grouped by length."
+    )
     checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints.")
 
     @model_validator(mode="after")
@@ -152,6 +154,11 @@ class FinetuneSpec(LoopSpec):
         if self.distill is not None and self.distill.teacher == "served":
             raise ValueError(
                 "distill.teacher served is for the pre-training of causal models; a task's teacher is a model folder"
+            )
+        if self.keep_zeros and self.method.kind != "full":
+            raise ValueError(
+                f"keep_zeros with method.kind {self.method.kind}: the small part is added to the zeros of the base, and some of "
+                "its own start at 0; choose full"
             )
         if self.adversarial.kind != "none" and self.adaptive_batch.measure_every:
             raise ValueError(

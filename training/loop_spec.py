@@ -167,6 +167,10 @@ class LoopSpec(Frozen):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Of weights in forward and backward; masters are fp32. fp16 scales the loss."
     )
+    keep_zeros: bool = Field(
+        False,
+        description="Matrices' weights that are 0 in the model training starts from stay 0; embeddings may change.",
+    )
     checkpoint_every: int = Field(50, ge=1, description="Steps between two checkpoints.")
     checkpoint_mode: Literal["blocking", "async"] = Field(
         "blocking", description="async: copied to host memory, and written while training goes on. The same bytes."
@@ -197,9 +201,9 @@ class LoopSpec(Frozen):
 
     @model_serializer(mode="wrap")
     def without_what_came_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """`distill` is younger than outputs that were made without it: unset it is not written, so that their keys stay."""
+        """Fields younger than outputs that were made without them: unset they are not written, so that their keys stay."""
         fields: dict[str, Any] = write(self)
-        return {name: value for name, value in fields.items() if name != "distill" or value is not None}
+        return {name: value for name, value in fields.items() if value or name not in ("distill", "keep_zeros")}
 
     def _check_distill(self) -> None:
         """Teacher and student are whole models on every rank, and the student's logits exist."""

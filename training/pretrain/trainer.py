@@ -24,6 +24,7 @@ from training.loop_spec import LoopSpec, SpikeSpec
 from training.parallel_spec import Degrees
 from training.pretrain import checkpointing
 from training.pretrain.ema import Average
+from training.pretrain.kept_zeros import keep_zeros
 from training.pretrain.local_training import LocalTraining
 from training.pretrain.loss import count_targets, from_first_rank
 from training.pretrain.loss_scale import first_scale
@@ -168,6 +169,8 @@ class Training:
         self.ranks, self.degrees = model.mesh.ranks, model.mesh.degrees
         self.num_sequences = plan.num_steps * spec.sequences_per_step
         self.optimizer = make_optimizer(model.module, spec.optimizer)
+        if spec.keep_zeros:
+            keep_zeros(model.module, self.optimizer)
         self.local = LocalTraining(model, self.optimizer, spec.local) if spec.local is not None else None
         self.tensors = self.local.state() if self.local else checkpointing.train_state(model.module, self.optimizer)
         self.average = Average(model.module, spec.ema.decay) if spec.ema.decay else None
