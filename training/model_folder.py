@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 from spark_jobs.errors import DataError
 from training.compress.already_quantized import ADAPTER, GGUF_FILE, stored_format
 from training.compress.packed import load_packed
+from training.compress.read_compressed_tensors import has_zero_points, read
 from training.manifests import ModelFolder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -30,6 +31,8 @@ def load_folder(path: Path) -> PreTrainedModel:
     found = stored_format(path)
     if found in ("dense", ADAPTER):
         model: PreTrainedModel = model_class(path).from_pretrained(path, dtype=torch.float32)
+    elif found == "compressed-tensors" and has_zero_points(path):
+        model = read(path, model_class(path))
     elif found in ("compressed-tensors", "torchao"):
         model = model_class(path).from_pretrained(path)
     elif found == "gguf":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from spark_jobs.errors import DataError
 from training.compress.already_quantized import GGUF_FILE, stored_format
 from training.compress.files import Written
 from training.compress.layer_report import LayerReport
@@ -17,7 +18,7 @@ from training.compress_spec import RecipeSpec
 CARD = "README.md"
 WORST = 5  # layers that the card names
 TRANSFORMERS = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {names}
 
 model = AutoModelForCausalLM.from_pretrained("{folder}"{extra})
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
@@ -45,9 +46,10 @@ def write_card(
     verified: Verified,
     reports: list[LayerReport],
 ) -> None:
-    """Sizes are read from the folder at this moment; `written` must agree with it to the byte (it is one measurement)."""
+    """Raises: DataError if the folder's weights are not, to the byte, as large as when they were written."""
     found = sum(path.stat().st_size for path in weight_files(folder))
-    assert found == written.weight_bytes, f"{folder}: {found} bytes of weights, {written.weight_bytes} when written"
+    if found != written.weight_bytes:
+        raise DataError(f"{folder}: {found} bytes of weights, {written.weight_bytes} when written; compress again")
     parts = [
         f"# {recipe.name}",
         f"Made from `{lineage.model}` ({lineage.model_bytes:,} bytes).",
@@ -129,10 +131,17 @@ def _layers(reports: list[LayerReport]) -> str:
 def _loading(folder: Path, recipe: RecipeSpec) -> str:
     found = stored_format(folder)
     extra = f', gguf_file="{GGUF_FILE}"' if found == "gguf" else ""
+    if found == "compressed-tensors" and recipe.quantize and not recipe.quantize.symmetric:
+        extra = ", quantization_config=CompressedTensorsConfig(dequantize=True)"
+    names = "AutoModelForCausalLM, AutoTokenizer" + (", CompressedTensorsConfig" if "Config" in extra else "")
     needs = f" and {NEEDS[found]}" if NEEDS[found] else ""
-    lines = [f"## Loading\nWith transformers{needs}:\n", TRANSFORMERS.format(folder="FOLDER", extra=extra)]
+    lines = [f"## Loading\nWith transformers{needs}:\n", TRANSFORMERS.format(folder="FOLDER", extra=extra, names=names)]
     if found == "gguf":
         lines.append(f"\nWith llama.cpp: `llama-cli -m FOLDER/{GGUF_FILE} -p PROMPT`.")
+    if "Config" in extra:
+        lines.append(
+            "\nWithout `dequantize`, transformers 5.24 and compressed-tensors 0.20 mistake packed zero points' shape."
+        )
     if found in ("compressed-tensors", "dense"):
         lines.append("\nWith vLLM: `vllm serve FOLDER`." + _vllm_limits(recipe))
     return "\n".join(lines)

@@ -85,6 +85,12 @@ def quantization_config(compressed: Compressed, eight_bit_activations: bool) -> 
 def check(compressed: Compressed) -> None:
     """Raises: RequestError naming the layer, and what to set instead."""
     model = compressed.model
+    grids = {quantized.grid for quantized in compressed.quantized.values()}
+    if len(grids) > 1 and not all(grid.symmetric for grid in grids):
+        raise RequestError(
+            "transformers 5.24 reads zero points of one grid alone, not of mixed bits: set quantize.symmetric true, or "
+            "quantize.mixed_bits 0"
+        )
     if model.dtype == torch.bfloat16:
         raise RequestError("scales are float16, which a bfloat16 model cannot hold exactly: load the model in float32")
     for name, quantized in compressed.quantized.items():

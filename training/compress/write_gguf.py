@@ -139,7 +139,7 @@ def _add_tokenizer(writer: Any, source: Path, config: Any) -> None:
         writer.add_token_scores([ranks.get(token, -float(len(merges))) for token in tokens])
         writer.add_token_types([CONTROL if t in special else BYTE if _is_byte(t) else NORMAL for t in tokens])
     else:
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(_splitting(told))
         writer.add_token_merges(merges)
         writer.add_token_types([CONTROL if t in special else NORMAL for t in tokens])
     for add, token_id in (
@@ -149,7 +149,22 @@ def _add_tokenizer(writer: Any, source: Path, config: Any) -> None:
     ):
         if isinstance(token_id, int):
             add(token_id)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(isinstance(config.bos_token_id, int))  # as Nightmill's own generation starts
+
+
+def _splitting(told: dict[str, Any]) -> str:
+    """llama.cpp's name for how text is split before BPE: GPT-2's way, or the same with digits apart (SmolLM)."""
+    found = told["pre_tokenizer"] or {}
+    parts = found.get("pretokenizers", [found])
+    kinds = [part.get("type") for part in parts]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and parts[1].get("use_regex", True):
+        return "smollm"
+    raise RequestError(
+        f"llama.cpp's name for a tokenizer that splits text by {', '.join(map(str, kinds))} is not known: use a byte-level BPE "
+        "tokenizer as Nightmill trains, or export compressed-tensors"
+    )
 
 
 def _tokens(told: dict[str, Any], vocab_size: int) -> tuple[list[str], set[str]]:
