@@ -15,7 +15,7 @@ from tasks.model_steps import TORCH
 from tasks.steps import Step
 from tasks.workspace import Workspace
 from training.augment_spec import AugmentJobSpec, AugmentSpec
-from training.finetune.source import source_folder
+from training.finetune.source import source_of
 from training.finetune_spec import FinetuneSpec, ImportJobSpec, ImportModelSpec, ScoreTaskSpec
 from training.manifests import ModelFolder, TaskCheckpoint, TaskScorecard
 from training.specs import ExportSpec
@@ -77,11 +77,12 @@ def resolved(spec: ImportModelSpec) -> ImportModelSpec:
 
 
 def digest_of(spec: ImportModelSpec) -> str:
-    """sha256 over names and bytes of the folder's files: a changed folder is another request. Of the hub: nothing, the
-    revision tells."""
+    """sha256 over names and bytes of the folder's files, or of the one file: a changed one is another request. Of the hub:
+    nothing, the revision tells."""
     if spec.hub:
         return ""
-    return folder_digest(source_folder(spec))
+    source = source_of(spec)
+    return folder_digest(source) if source.is_dir() else file_sha256(source)
 
 
 def folder_digest(folder: Path) -> str:

