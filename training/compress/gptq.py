@@ -10,25 +10,15 @@ scales of the weight as it is when the walk comes to the group.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from training.compress.hessian import inverse_factor
+from training.compress.hessian import Solve, inverse_factor
 from training.compress.quantized import Grid, Quantized
 from training.compress.rounding import group_scales, round_to_grid
 
 BLOCK_COLUMNS = 128  # of the paper; changes speed alone
-
-
-@dataclass(frozen=True)
-class Solve:
-    """damping: share of the mean diagonal that the Hessian was given. fallback: no damping made it invertible, and the weight
-    was rounded to nearest."""
-
-    damping: float
-    fallback: bool
 
 
 def gptq(
