@@ -104,7 +104,7 @@ def sliced_config(config: PreTrainedConfig, kept: Kept) -> PreTrainedConfig:
 
 
 def head_dim_of(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _sliced_state(model: PreTrainedModel, kept: Kept) -> dict[str, Tensor]:
