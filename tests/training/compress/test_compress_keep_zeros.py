@@ -18,6 +18,7 @@ from training.compress.masks import magnitude_mask, valid_groups
 from training.compress_spec import PruneSpec
 from training.finetune_spec import FinetuneSpec
 from training.pretrain import checkpointing
+from training.pretrain.kept_zeros import keep_zeros
 from training.pretrain.local_training import ReplicaMesh
 from training.pretrain.mesh import Ranks, make_mesh
 from training.pretrain.model import model_config, new_model
@@ -29,7 +30,7 @@ from training.pretrain.trainer import plan_of, train_rank
 from training.specs import TrainSpec
 
 SPEC: dict[str, Any] = {
-    "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 24},
+    "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "intermediate_size": 24},
     "num_steps": 4,
     "sequences_per_step": 4,
     "micro_batch": 2,
@@ -89,9 +90,11 @@ def groups_of(weights: dict[str, Tensor]) -> float:
     [
         {"parallel": {"strategy": "ddp"}},
         {"parallel": {"dp_shard": 2}, "optimizer": {"kind": "muon"}},
+        pytest.param({"parallel": {"tp": 2}}, marks=pytest.mark.slow),
+        pytest.param({"parallel": {"pp": 2}, "micro_batch": 1}, marks=pytest.mark.slow),
         {"parallel": {"dp_replicate": 2}, "local": {"every": 2, "outer": "nesterov"}},
     ],
-    ids=["ddp", "shards and muon", "replicas"],
+    ids=["ddp", "shards and muon", "tensor parallel", "pipeline", "replicas"],
 )
 def test_zeros_stay_through_training_on_two_ranks(train: Train, world: Any, fields: dict[str, Any]) -> None:
     out = train("out", **fields)
@@ -101,6 +104,22 @@ def test_zeros_stay_through_training_on_two_ranks(train: Train, world: Any, fiel
     for name, tensor in found.items():
         assert torch.equal(tensor == 0, before[name] == 0), name
         assert not torch.equal(tensor, before[name].detach()), name
+
+
+def test_embeddings_and_vectors_that_are_zero_may_change() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(3, 4), "layer": nn.Linear(4, 4)})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model["layer"].weight[:, 1] = 3.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    keep_zeros(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert (model["table"].weight == -1).all()
+    assert (model["layer"].bias == -1).all()
+    assert model["layer"].weight.tolist() == [[0, 2, 0, 0]] * 4
 
 
 def test_zeros_are_lost_where_nobody_asks_for_them(train: Train) -> None:
