@@ -30,18 +30,21 @@ class Checkpoint(Handle):
 
 
 class ModelFolder(Handle):
-    """`data/`: a Hugging Face folder (config.json, model.safetensors, tokenizer files) that plain `from_pretrained`
-    of the class named in config.json loads. num_rows = number of tensors. `scheme` is dense, int8 or int4; packed
-    schemes hold packed.safetensors and quantization.json instead and are loaded by
-    `training.model_folder.load_model`.
+    """`data/`: a Hugging Face folder (config.json, model.safetensors or model.gguf, tokenizer files) that plain
+    `from_pretrained` of the class named in config.json loads. num_rows = number of tensors. `scheme` is dense, adapter, or
+    the name of the recipe that compressed it; such a folder also holds report.parquet (a row a layer) and README.md.
+    file_format: dense, adapter, compressed-tensors, torchao or gguf. effective_bits: stored bits a weight, of quantised
+    layers where there are some.
     """
 
     kind: ClassVar[str] = "models"
+    later: ClassVar[tuple[str, ...]] = ("file_format",)
     scheme: str
     num_parameters: int
     weight_bytes: int
     effective_bits: float
     max_logit_difference: float = 0.0
+    file_format: str = "dense"
 
 
 class Scorecard(Handle):

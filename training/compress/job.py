@@ -1,112 +1,110 @@
-"""The compress job: one scheme, one output folder, verified by a reload in a fresh process."""
+"""The compress job: one recipe, or one stage of it, on one model; the folder is verified by a reload in a fresh process."""
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from spark_jobs.errors import DataError, RequestError
 from spark_jobs.requests import Outcome, Request
-from training.compress.packed import load_packed, save_packed
-from training.compress.quantize import BITS, LayerReport, check_group_size, dequantize, effective_bits, quantize
-from training.export import probe_logits
+from training.compress import calibration, files
+from training.compress.already_quantized import refuse_quantized, stored_format
+from training.compress.compressed import Compressed
+from training.compress.layer_report import LayerReport
+from training.compress.model_card import Lineage, write_card
+from training.compress.recipe import quantize, shrink_and_prune
+from training.compress.report_table import write_reports
+from training.compress.verify import Verified, verify_folder
+from training.compress_spec import CompressStepSpec, RecipeSpec
 from training.inputs import input_uri
-from training.manifests import ModelFolder
-from training.model_folder import copy_tokenizer, model_class, weight_bytes
-from training.processes import in_fresh_process
-from training.specs import CompressJobSpec
-
-MAX_LOGIT_DIFFERENCE = 1e-6  # between the in-memory dequantised model and the reloaded one: both compute the same
+from training.manifests import Calibration, ModelFolder
+from training.model_folder import load_model
+from training.processes import in_fresh_process, num_threads
 
 
 def run(request: Request) -> Outcome:
-    """Input: model (dense). Embeddings and the output head stay as they are, tied or not."""
-    spec = CompressJobSpec.model_validate(request.spec)
-    dense = ModelFolder.load(input_uri(request, "model"))
-    if dense.scheme != "dense":
-        raise RequestError(f"model {dense.address} is {dense.scheme} already; compress the dense one it came from")
-    if not model_class(Path(dense.folder())).__name__.endswith("ForCausalLM"):
-        raise RequestError(f"model {dense.address} is no causal language model: set compress.schemes to []")
+    """Inputs: model (dense); calibration, where the recipe measures layers.
+
+    Raises: RequestError if the model holds codes already, or the recipe does not fit it; DataError if the folder is not what
+    was in memory, or not smaller than the model.
+    """
+    spec = CompressStepSpec.model_validate(request.spec)
+    recipe = stage_of(spec)
+    model = ModelFolder.load(input_uri(request, "model"))
+    refuse_quantized(Path(model.folder()), model.address)
+    texts = Calibration.load(request.inputs["calibration"]) if "calibration" in request.inputs else None
     data, scratch = Path(request.out) / "data", Path(request.out) / "scratch"
     data.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(exist_ok=True)
 
     def write() -> dict[str, Any]:
-        return write_packed(dense, spec, data, scratch / "logits.pt")
+        torch.set_num_threads(num_threads())
+        dense, sequences_NT = load_model(model), calibration.load(texts) if texts else []
+        check_vocabulary(dense, model, sequences_NT)
+        compressed = follow(dense, sequences_NT, spec, scratch / "blocks")
+        written = files.write(data, Path(model.folder()), compressed, recipe, scratch)
+        write_reports(data, compressed.reports)
+        return {"written": asdict(written), "reports": [asdict(report) for report in compressed.reports]}
 
     def verify() -> dict[str, Any]:
-        return verify_packed(data, scratch / "logits.pt")
+        torch.set_num_threads(num_threads())
+        return asdict(verify_folder(data, scratch))
 
-    written = in_fresh_process(write)
-    difference = in_fresh_process(verify)["max_logit_difference"]
-    size = weight_bytes(data)
-    if size >= dense.weight_bytes:
-        raise DataError(f"{spec.scheme} weights take {size} bytes, the dense ones {dense.weight_bytes}: nothing gained")
-    fields = {
-        "scheme": spec.scheme,
-        "num_parameters": dense.num_parameters,
-        "weight_bytes": size,
-        "effective_bits": effective_bits(BITS[spec.scheme], spec.group_size),
-        "max_logit_difference": difference,
-    }
-    return Outcome(num_rows=written["num_tensors"], format="safetensors", fields=fields)
-
-
-def quantized_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
-    """Every linear layer but the output head, by name of its weight."""
-    head = model.get_output_embeddings()
-    return {
-        f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-
-
-def write_packed(dense: ModelFolder, spec: CompressJobSpec, data: Path, logits: Path) -> dict[str, Any]:
-    """Quantise, write the folder, and keep the logits of the model with dequantised weights."""
-    source, bits = Path(dense.folder()), BITS[spec.scheme]
-    model = AutoModelForCausalLM.from_pretrained(source).eval()
-    layers = quantized_layers(model)
-    check_group_size({name: (m.out_features, m.in_features) for name, m in layers.items()}, spec.group_size)
-    packed, reports = {}, []
-    for name, module in layers.items():
-        weight_OI = module.weight.detach()
-        packed[name] = quantize(weight_OI, bits, spec.group_size)
-        restored = dequantize(*packed[name])
-        reports.append(
-            LayerReport(
-                name=name,
-                num_weights=weight_OI.numel(),
-                error=float((restored - weight_OI).norm() / weight_OI.norm().clamp(min=1e-12)),
-                bits=effective_bits(bits, spec.group_size),
-            )
-        )
-        module.weight.data.copy_(restored)
-    rest = {name: p.detach() for name, p in model.named_parameters() if name not in packed}
-    facts = {
-        "scheme": spec.scheme,
-        "group_size": spec.group_size,
-        "symmetric": True,
-        "skipped": sorted(name for name, p in rest.items() if p.ndim == 2),
-        "layers": [dataclasses.asdict(r) for r in reports],
-    }
-    num_tensors = save_packed(data, packed, rest, bits, facts)
-    for name in ("config.json", "generation_config.json"):
-        (data / name).write_bytes((source / name).read_bytes())
-    copy_tokenizer(source, data)
-    torch.save(probe_logits(model), logits)
-    return {"num_tensors": num_tensors}
-
-
-def verify_packed(data: Path, logits: Path) -> dict[str, Any]:
-    """Raises: DataError if the reloaded model's logits differ by more than MAX_LOGIT_DIFFERENCE."""
-    difference = float((probe_logits(load_packed(data)) - torch.load(logits, weights_only=True)).abs().max())
-    if not difference <= MAX_LOGIT_DIFFERENCE:
+    answer = in_fresh_process(write)
+    written, verified = files.Written(**answer["written"]), Verified(**in_fresh_process(verify))
+    if recipe.quantize is not None and written.weight_bytes >= model.weight_bytes:
         raise DataError(
-            f"{data}: logits after reload differ by {difference:g}, at most {MAX_LOGIT_DIFFERENCE:g} wanted"
+            f"recipe {recipe.name}: its weights take {written.weight_bytes} bytes, those of {model.address} "
+            f"{model.weight_bytes}: nothing gained; set fewer quantize.bits or a larger group_size"
         )
-    return {"max_logit_difference": difference}
+    reports = [LayerReport(**row) for row in answer["reports"]]
+    write_card(data, recipe, lineage_of(model, texts), written, verified, reports)
+    fields = {
+        "scheme": recipe.name,
+        "file_format": stored_format(data),
+        "num_parameters": written.num_parameters,
+        "weight_bytes": written.weight_bytes,
+        "effective_bits": written.effective_bits,
+        "max_logit_difference": verified.max_logit_difference,
+    }
+    return Outcome(num_rows=written.num_tensors, format="safetensors", fields=fields)
+
+
+def stage_of(spec: CompressStepSpec) -> RecipeSpec:
+    """The recipe as far as the step follows it: a thinned model is written as numbers."""
+    if spec.stage != "thin":
+        return spec.recipe
+    return spec.recipe.model_copy(update={"quantize": None, "export": "safetensors"})
+
+
+def follow(model: PreTrainedModel, sequences_NT: list[Tensor], spec: CompressStepSpec, scratch: Path) -> Compressed:
+    """thin: shrink and prune. finish: quantise what was recovered. all: both, one after the other."""
+    reports: list[LayerReport] = []
+    if spec.stage != "finish":
+        model, reports = shrink_and_prune(model, sequences_NT, spec.recipe, scratch)
+    if spec.stage == "thin":
+        return Compressed(model, {}, reports)
+    return quantize(model, sequences_NT, spec.recipe, scratch, reports)
+
+
+def check_vocabulary(model: PreTrainedModel, folder: ModelFolder, sequences_NT: list[Tensor]) -> None:
+    """Raises: RequestError if a sequence holds an id that the model has no embedding for."""
+    highest = max((int(tokens_T.max()) for tokens_T in sequences_NT), default=0)
+    if highest >= model.config.vocab_size:
+        raise RequestError(
+            f"model {folder.address} has {model.config.vocab_size} token ids, the calibration sequences use {highest}: "
+            "calibrate with the tokenizer of the model"
+        )
+
+
+def lineage_of(model: ModelFolder, texts: Calibration | None) -> Lineage:
+    if texts is None:
+        return Lineage(model.address, model.weight_bytes)
+    return Lineage(
+        model.address, model.weight_bytes, texts.address, texts.corpus, texts.num_sequences, texts.num_tokens
+    )
