@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from spark_jobs.errors import DataError
 from training.compress.already_quantized import GGUF_FILE
+from training.compress.blocks import blocks_of
 from training.compress.compressed import Compressed
-from training.compress.layers import is_matrix, weight_OI
+from training.compress.layers import is_matrix, prunable_layers, weight_OI
 from training.compress.sizes import memory_bytes, tensor_bytes
 from training.compress_spec import RecipeSpec
 from training.export import probe_logits
@@ -52,10 +53,15 @@ def save_expected(scratch: Path, compressed: Compressed, recipe: RecipeSpec, exp
         "logits": probe_logits(compressed.model),
         "zeros": zeros,
         "pattern": pattern,
-        "patterned": sorted(last) if pattern != "unstructured" else [],
+        "patterned": _block_layers(compressed.model) if pattern != "unstructured" else [],
         "bytes": expected_bytes,
     }
     torch.save(facts, scratch / EXPECTED)
+
+
+def _block_layers(model: PreTrainedModel) -> list[str]:
+    """Names of all that pruning treats."""
+    return [f"{block}.{name}" for block, module in blocks_of(model).items() for name in prunable_layers(module)]
 
 
 def verify_folder(folder: Path, scratch: Path) -> Verified:

@@ -303,6 +303,18 @@ def test_verification_refuses_a_size_off_the_formula_and_a_lost_zero(tmp_path: P
         verify_folder(tmp_path / "data", tmp_path / "scratch")
 
 
+def test_verification_refuses_a_group_that_recovery_filled(tmp_path: Path, source: Path) -> None:
+    """As many zeros as before, one of them in another group."""
+    compressed = dataclasses.replace(pruned_llama(), reports=[])
+    weight = compressed.model.model.layers[1].self_attn.o_proj.weight
+    with torch.no_grad():
+        weight[0, 0], weight[0, 7] = 0.5, 0.0
+    recipe = RecipeSpec(name="half", prune=PruneSpec(method="magnitude", pattern="2:4"), export="safetensors")
+    write(tmp_path / "data", source, compressed, recipe, tmp_path / "scratch")
+    with pytest.raises(DataError, match=r"layers.1.self_attn.o_proj: 1 groups of 4 inputs have fewer than 2 zeros"):
+        verify_folder(tmp_path / "data", tmp_path / "scratch")
+
+
 def test_report_of_another_state_is_refused_when_written(tmp_path: Path, source: Path) -> None:
     compressed = pruned_llama()
     wrong = dataclasses.replace(compressed.reports[0], zeros=7)
