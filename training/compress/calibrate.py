@@ -33,5 +33,11 @@ def run(request: Request) -> Outcome:
         "num_overlapping": drawn.num_overlapping,
     }
     send("event", {"job": "calibrate"} | fields)
-    counts = {"in": drawn.num_drawn, "out": len(drawn.sequences), "reject.overlap": drawn.num_overlapping}
+    spare = drawn.num_drawn - drawn.num_overlapping - len(drawn.sequences)
+    counts = {
+        "in": drawn.num_drawn,
+        "out": len(drawn.sequences),
+        "reject.overlap": drawn.num_overlapping,
+        "reject.spare": spare,
+    }
     return Outcome(num_rows=len(drawn.sequences), format="safetensors", counts=counts, fields=fields)
