@@ -17,7 +17,8 @@ import pytest
 NIGHT = "2026-11-25"
 DRIVER = Path(__file__).with_name("chaos_driver.py")
 CHILD_STEPS = {"ingest", "clean", "dedup", "check-documents", "tokenizer", "tokenize", "check-tokens", "train", "export",
-               "compress-int8", "compress-int4", "evaluate-dense", "evaluate-int8", "evaluate-int4", "gate"}  # fmt: skip
+               "calibrate", "compress-int8", "compress-int4", "evaluate-dense", "evaluate-int8", "evaluate-int4",
+               "measure-dense", "measure-int8", "measure-int4", "choose", "gate"}  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -19,9 +19,9 @@ def test_every_preset_is_a_valid_spec(preset: str) -> None:
 
 
 def test_setting_changes_one_value_and_leaves_the_preset_alone() -> None:
-    spec = load_spec("demo", ["train.num_steps=7", "compress.schemes=[int4]"])
+    spec = load_spec("demo", ["train.num_steps=7", "compress.recipes=[int4]"])
     assert spec.train.num_steps == 7
-    assert spec.compress.schemes == ("int4",)
+    assert [recipe.name for recipe in spec.compress.recipes] == ["int4"]
     assert load_spec("demo", []).train.num_steps != 7
 
 
@@ -39,7 +39,7 @@ def test_setting_reaches_into_a_list_of_sources(tmp_path: Path) -> None:
         (["train.model.num_layerz=7"], r"train\.model\.num_layerz: no such setting; did you mean num_layers\?"),
         (["clean.min_words=0"], r"clean\.min_words: .*greater than or equal to 1, got 0"),
         (["train.num_steps=many"], r"train\.num_steps: .*integer.* got 'many'"),
-        (["gate.candidate=int2"], r"gate\.candidate: .*'dense', 'int8' or 'int4'"),
+        (["gate.candidate=int2"], r"gate\.candidate 'int2' is none of tonight's models: best, dense, int8, int4"),
         (["train.num_steps"], r"--set 'train.num_steps': wanted a\.b=value"),
         (["name=Not Good"], r"name: .*pattern"),
         (["train.model.num_heads=7"], r"train\.model: .*hidden_size \d+ is not a multiple of num_heads 7"),

@@ -44,6 +44,9 @@ def test_model_of_another_shape_goes_through_every_job(
     assert again["outcome"]["fields"]["resumed_from"] == folder.address
     if objective != "causal_lm":
         error, message = engine.fail(
-            "compress", {"scheme": "int8", "group_size": 16}, tmp_path / "int8", model=folder.uri
+            "compress",
+            {"recipe": {"name": "int8", "quantize": {"bits": 8, "group_size": 16}}},
+            tmp_path / "int8",
+            model=folder.uri,
         )
-        assert (error, "set compress.schemes to []" in message) == ("RequestError", True)
+        assert (error, "set compress.recipes to []" in message) == ("RequestError", True)
