@@ -74,11 +74,13 @@ def search_scales(
 def ranked_scales(
     edge: Edge, statistics: dict[str, InputStatistics], dense: dict[str, Tensor], grids: dict[str, Grid]
 ) -> list[Tensor]:
-    """Scales of all alphas above 0, those first that lose least on the outputs of the edge's layers."""
+    """Scales of all alphas above 0 that are finite, those first that lose least on the outputs of the edge's layers."""
     seen = statistics[edge.layers[0]]
     hessian_II, candidates = seen.hessian_II, []
     for k in range(1, NUM_ALPHAS + 1):
         scale_I = awq_scales(seen.abs_mean_I, k / NUM_ALPHAS)
+        if not bool(torch.isfinite(scale_I).all()):
+            continue
         lost = 0.0
         for name in edge.layers:
             step = max(1, len(dense[name]) // RANKED_OUTPUTS)
