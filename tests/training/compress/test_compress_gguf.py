@@ -128,7 +128,7 @@ def test_tied_head_quantised_once_is_stored_once_and_shared(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("bits", "tied", "layers", "near"), [(4, True, 99, 0.03), (8, False, 99, 0.03), (8, True, 1, 0.004)]
+    ("bits", "tied", "layers", "near"), [(4, True, 99, 0.02), (8, False, 99, 0.02), (8, True, 1, 0.002)]
 )
 def test_llama_cpp_gives_the_same_logits_and_token_ids(
     tmp_path: Path, bits: int, tied: bool, layers: int, near: float
@@ -137,7 +137,7 @@ def test_llama_cpp_gives_the_same_logits_and_token_ids(
     the nearer. A row of q in the wrong place would be far off."""
     llama_cpp = pytest.importorskip("llama_cpp")
     source = write_tokenizer(tmp_path / "source", 280)
-    compressed = quantize_all(tiny_llama(tied), Grid(bits, 32), embedding=tied and layers > 1)
+    compressed = quantize_all(tiny_llama(tied, initializer_range=0.05), Grid(bits, 32), embedding=tied and layers > 1)
     kept = dict(list(compressed.quantized.items())[:layers])
     compressed = dataclasses.replace(compressed, quantized=kept)
     write(tmp_path / "data", source, compressed, recipe_of(bits, tied_head="once"), tmp_path / "scratch")
