@@ -60,11 +60,11 @@ NIGHT = "2026-11-26"
 TEST_SHARE = 5  # one row in five
 
 TEACHER: dict[str, Any] = {
-    "task": {"max_length": 48}, "method": {"kind": "lora", "rank": 8}, "ranks": 1, "epochs": 0.15,
+    "task": {"max_length": 48}, "method": {"kind": "lora", "rank": 8}, "ranks": 1, "epochs": 0.6,
     "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.01, "beta2": 0.999},
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
-    "task": {"max_length": 48}, "ranks": 1, "epochs": 0.15, "sequences_per_step": 16, "micro_batch": 16,
+    "task": {"max_length": 48}, "ranks": 1, "epochs": 0.5, "sequences_per_step": 16, "micro_batch": 8,
     "optimizer": {"learning_rate": 5e-4, "weight_decay": 0.01, "beta2": 0.999},
 }  # fmt: skip
 STUDENT_LAYERS = 2
