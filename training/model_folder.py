@@ -12,7 +12,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from spark_jobs.errors import DataError
 from training.compress.already_quantized import ADAPTER, GGUF_FILE, stored_format
-from training.compress.packed import load_packed
 from training.compress.read_compressed_tensors import has_zero_points, read
 from training.manifests import ModelFolder
 
@@ -26,8 +25,6 @@ def load_model(folder: ModelFolder) -> PreTrainedModel:
 
 def load_folder(path: Path) -> PreTrainedModel:
     """By what lies in the folder. Raises: DataError naming a format that Nightmill does not write."""
-    if (path / "packed.safetensors").is_file():
-        return load_packed(path).eval()
     found = stored_format(path)
     if found in ("dense", ADAPTER):
         model: PreTrainedModel = model_class(path).from_pretrained(path, dtype=torch.float32)

@@ -1,5 +1,5 @@
-"""The model as MLflow serves it. This file is copied beside the weights and run from there, so it stands alone
-(packed weights alone need the package).
+"""The model as MLflow serves it. This file is copied beside the weights and run from there, so it stands alone: compressed
+weights need the library of their format beside transformers, none needs Nightmill.
 
 MLflow runs it as code (no pickle). Input: a column `prompt`; output: a column `text`, the continuation without the prompt.
 """
@@ -22,13 +22,9 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         folder = Path(context.artifacts["model"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if (folder / "packed.safetensors").exists():
-            from training.compress.packed import load_packed  # packed weights need Nightmill beside transformers
-
-            self.model = load_packed(folder).eval()
-        else:
-            kind = getattr(transformers, AutoConfig.from_pretrained(folder, local_files_only=True).architectures[0])
-            self.model = kind.from_pretrained(folder, local_files_only=True).eval()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = getattr(transformers, config.architectures[0])
+        self.model = kind.from_pretrained(folder, local_files_only=True, **_how(folder, config)).eval()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         wanted = int((params or {}).get("max_new_tokens", 32))
@@ -66,6 +62,18 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                     break
         text: str = self.tokenizer.decode(tokens_BT[0, start:], skip_special_tokens=True)
         return text
+
+
+def _how(folder: Path, config: Any) -> dict[str, Any]:
+    """What `from_pretrained` must be told of the folder's format."""
+    from transformers import CompressedTensorsConfig
+
+    if (folder / "model.gguf").exists():
+        return {"gguf_file": "model.gguf"}
+    groups = (getattr(config, "quantization_config", None) or {}).get("config_groups", {})
+    if any(not group["weights"]["symmetric"] for group in groups.values()):  # packed zero points load no other way
+        return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    return {}
 
 
 mlflow.models.set_model(TextGenerator())
