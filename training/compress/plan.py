@@ -14,6 +14,8 @@ from training.compress.masks import check_pattern
 from training.compress.quantize_block import WANTS_INPUTS, grid_of
 from training.compress.quantized import Grid, Quantized
 from training.compress.rounding import check_groups
+from training.compress.shrink import sizes_of
+from training.compress.slice_model import check_family
 from training.compress_spec import QuantizeSpec, RecipeSpec
 
 CHECKS = {
@@ -40,7 +42,7 @@ def check_plan(model: PreTrainedModel, recipe: RecipeSpec, num_sequences: int) -
     """Widths are checked where the recipe does not change them first.
 
     Raises: RequestError naming the model where it is no stack of blocks, every layer whose inputs are no whole groups, what
-    the format of the files cannot hold, or the setting for which sequences are missing.
+    the format of the files cannot hold, the setting for which sequences are missing, or sizes that shrink cannot give.
     """
     layers = layer_shapes(model)
     wants = wants_calibration(recipe)
@@ -48,6 +50,9 @@ def check_plan(model: PreTrainedModel, recipe: RecipeSpec, num_sequences: int) -
         raise RequestError(f"recipe {recipe.name}: {wants} wants calibration sequences, there are none: give some")
     if recipe.shrink is None:
         check_shapes(model, recipe, layers)
+    else:
+        check_family(model)
+        sizes_of(model.config, recipe.shrink)
 
 
 def layer_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
