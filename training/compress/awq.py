@@ -2,8 +2,9 @@
 
 Shapes: O outputs, I inputs, B T D hidden states. Source: arXiv 2306.00978 section 3.2, s = mean|x|^alpha with alpha searched
 on a grid of 20. Here alphas are ranked by what they lose on the outputs of the edge's own layers, and the best few are tried on
-the outputs of the whole block, everything else in it being rounded too; no scales at all are what the search begins with. So a
-block with scales loses no more on the calibration tokens than the block rounded to nearest.
+the outputs of the whole block for some of the tokens, everything else in it being rounded too; no scales at all are what the
+search begins with. What is found is kept if it loses less on all calibration tokens: a block with scales never loses more on
+them than the block rounded to nearest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from training.compress.quantized import Grid
 from training.compress.rounding import round_to_grid
 
 NUM_ALPHAS = 20
-NUM_TRIED = 4  # on the whole block, of each edge: a forward of all calibration tokens each
+NUM_TRIED = 4  # on the whole block, of each edge: a forward of SEARCH_TOKENS each
+SEARCH_TOKENS = 4096  # at most, in whole batches, but one batch at least
 RANKED_OUTPUTS = 256  # rows of a weight, evenly spread, that alphas are ranked by
 SMALLEST = 1e-4  # of a mean activation
 
@@ -32,25 +34,44 @@ def smooth(block: Block, statistics: dict[str, InputStatistics], grids: dict[str
     give finite outputs.
     """
     wanted = block.run()
-    dense = {name: value.clone() for name, value in block.module.state_dict().items()}
-    found, rounded_loss = search_scales(block, statistics, grids, wanted)
+    dense = _state(block)
+    found = search_scales(_first_tokens(block), statistics, grids, wanted)
+    install_rounded(block, grids)
+    rounded_loss = block_error(block, wanted)
     block.module.load_state_dict(dense)
     smoothing = fold(block, found)
-    folded = {name: value.clone() for name, value in block.module.state_dict().items()}
+    folded = _state(block)
     install_rounded(block, grids)
-    kept = block_error(block, wanted) <= rounded_loss  # folding rounds scales to 16 bits anew: a near tie may turn
+    kept = block_error(block, wanted) < rounded_loss
     block.module.load_state_dict(folded if kept else dense)
     return smoothing if kept else Smoothing()
 
 
+def _state(block: Block) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in block.module.state_dict().items()}
+
+
+def _first_tokens(block: Block) -> Block:
+    """The block with its first batches alone."""
+    num_batches, total = 0, 0
+    for inputs_BTD in block.inputs:
+        total += inputs_BTD.shape[0] * inputs_BTD.shape[1]
+        if num_batches and total > SEARCH_TOKENS:
+            break
+        num_batches += 1
+    return Block(
+        block.name, block.module, block.rows[:num_batches], block.inputs[:num_batches], block.calls[:num_batches]
+    )
+
+
 def search_scales(
     block: Block, statistics: dict[str, InputStatistics], grids: dict[str, Grid], wanted: list[Tensor]
-) -> tuple[list[tuple[Edge, Tensor]], float]:
-    """Scales (I,) of the edges that gain from them, and the block's error without any. Leaves the block rounded."""
+) -> list[tuple[Edge, Tensor]]:
+    """Scales (I,) of the edges that gain from them. Leaves the weights as they were. wanted: outputs, of more batches perhaps."""
     edges = find_edges(block)
     dense = {name: weight_OI(layer) for name, layer in block.layers.items()}
     install_rounded(block, grids)
-    rounded_loss = best = block_error(block, wanted)
+    best = block_error(block, wanted)
     found = []
     for edge in edges:
         scale_I = None
@@ -68,7 +89,8 @@ def search_scales(
             f"{block.name}: outputs are not finite with rounded weights, whatever their scales; check the model and its "
             "calibration sequences, or set quantize.method to rtn"
         )
-    return found, rounded_loss
+    _install(block, dense)
+    return found
 
 
 def ranked_scales(
@@ -117,6 +139,7 @@ def _install(block: Block, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def block_error(block: Block, wanted: list[Tensor]) -> float:
     """Squared distance of the block's outputs from those wanted, as a share of their squares; infinite if not a number."""
+    wanted = wanted[: len(block.inputs)]
     lost = sum(float((block.forward(i) - out).float().square().sum()) for i, out in enumerate(wanted))
     whole = sum(float(out.float().square().sum()) for out in wanted)
     share = lost / whole if whole else lost

@@ -46,7 +46,8 @@ def sensitivity(
 
 
 def _measured(calibration_NT: Sequence[Tensor]) -> list[Tensor]:
-    total, used = 0, []
+    total = 0
+    used: list[Tensor] = []
     for tokens_T in calibration_NT:
         if used and total + len(tokens_T) > MEASURED_TOKENS:
             break

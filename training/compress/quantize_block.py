@@ -47,7 +47,8 @@ def quantize_block(
     grids = {name: grid_of(spec, bits_of.get(f"{block.name}.{name}", spec.bits)) for name in layers}
     dense = {name: weight_OI(layer) for name, layer in layers.items()}
     for name, grid in grids.items():
-        check_groups({f"{block.name}.{name}": tuple(dense[name].shape)}, grid)
+        num_outputs, num_inputs = dense[name].shape
+        check_groups({f"{block.name}.{name}": (num_outputs, num_inputs)}, grid)
     statistics = block.statistics(layers)
     if spec.method in WANTS_INPUTS:
         check_inputs(block.name, statistics, spec.method)
