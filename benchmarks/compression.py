@@ -25,16 +25,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training.compress.int8_activations import with_int8_activations
-from training.compress.recipe import compress
+from transformers.utils import logging as transformers_logging
 
 from benchmarks import compression_speed
 from benchmarks.compression_models import SUBJECTS, Subject
 from benchmarks.compression_orderings import Row, orderings, ratios
 from spark_jobs.errors import RequestError
+from training.compress.int8_activations import with_int8_activations
+from training.compress.recipe import compress
 from training.compress_spec import PruneSpec, QuantizeSpec, RecipeSpec
 
+HOLDS = {True: "holds", False: "DOES NOT HOLD", None: "nothing to compare"}
 PATTERNS = ("unstructured", "4:8", "2:4")
+OTHERWISE = {"symmetric": "-asymmetric", "act_order": "-inorder"}  # what False of a setting is called
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 
 
@@ -44,11 +47,10 @@ def pruned(method: str, pattern: str) -> RecipeSpec:
 
 
 def rounded(method: str, bits: int, group: int = 0, **other: Any) -> RecipeSpec:
-    spec = QuantizeSpec.model_validate(
-        {"method": method, "bits": bits, "group_size": group, "max_fallbacks": 1.0} | other
-    )
-    tail = "".join(f"-{name.replace('_', '')}" for name, value in other.items() if not value)
-    return RecipeSpec(name=f"{method}-{bits}-{group or 'row'}{tail}", quantize=spec)
+    """group 0: a scale a row."""
+    told = {"method": method, "bits": bits, "group_size": group, "max_fallbacks": 1.0} | other
+    tail = "".join(OTHERWISE[name] for name in other)
+    return RecipeSpec(name=f"{method}-{bits}-{group or 'row'}{tail}", quantize=QuantizeSpec.model_validate(told))
 
 
 ALL = (
@@ -59,7 +61,7 @@ ALL = (
     *(rounded("gptq", bits) for bits in (4, 3, 2)),
     *(rounded("gptq", bits, group) for bits in (4, 3) for group in (128, 32)),
     *(rounded("gptq", bits, act_order=False) for bits in (4, 3)),
-    *(rounded("awq", bits, 128) for bits in (4, 3)),
+    *(rounded("awq", bits, group) for bits in (4, 3) for group in (0, 128)),
     rounded("smoothquant", 8), rounded("dynamic", 8),
 )  # fmt: skip
 LARGE = (  # of the 135 M model, whose calibration takes half a minute a pass
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="where models are kept for another run; default: a temporary folder")
     parser.add_argument("--smoke", action="store_true", help="few steps and recipes: that it runs, not how well")
     asked = parser.parse_args()
+    transformers_logging.disable_progress_bar()
     began = time.monotonic()
     print(f"{datetime.now(UTC):%Y-%m-%d} on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     with tempfile.TemporaryDirectory(prefix="nightmill-compression-") as temporary:
@@ -149,7 +152,7 @@ def main() -> None:
         speed = compression_speed.measured([table.subject for table in tables])
     found = orderings({table.subject.name: table.rows for table in tables})
     for name, told in found.items():
-        print(f"{name}: {'holds' if told.holds else 'DOES NOT HOLD'}: {told.text}")
+        print(f"{name}: {HOLDS[told.holds]}: {told.text}")
     print(
         f"{time.monotonic() - began:.0f} s in all, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB"
     )

@@ -51,7 +51,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Told:
-    holds: bool
+    """holds: None where nothing could be compared."""
+
+    holds: bool | None
     text: str
 
 
@@ -76,7 +78,7 @@ class Found:
     def told(self) -> Told:
         wrong = [text for right, text in self.compared if not right]
         text = f"{len(self.compared) - len(wrong)} of {len(self.compared)} comparisons"
-        return Told(bool(self.compared) and not wrong, text + "".join(f"; not: {w}" for w in wrong))
+        return Told(not wrong if self.compared else None, text + "".join(f"; not: {w}" for w in wrong))
 
 
 def orderings(tables: Mapping[str, Sequence[Row]]) -> dict[str, Told]:
@@ -97,8 +99,9 @@ def orderings(tables: Mapping[str, Sequence[Row]]) -> dict[str, Told]:
         for bits in (4, 3):
             found["O5"].rising("error_after", *(f"{method}-{bits}-{group}" for group in (32, 128, "row")))
     for bits in (4, 3):
-        found["O6"].rising("error_after", f"gptq-{bits}-row", f"gptq-{bits}-row-actorder")
-        found["O8"].rising("error_after", f"awq-{bits}-128", f"rtn-{bits}-128")
+        found["O6"].rising("error_after", f"gptq-{bits}-row", f"gptq-{bits}-row-inorder")
+        for group in ("row", "128"):
+            found["O8"].rising("error_after", f"awq-{bits}-{group}", f"rtn-{bits}-{group}")
     _smoothing(found["O9"])
     _bits(found["O10"], tables)
     return {name: ordering.told() for name, ordering in found.items()}

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from training.compress.recipe import compress
 
 from benchmarks.compression_models import Subject
 from training.compress.gptq import gptq
 from training.compress.hessian import InputStatistics
 from training.compress.quantized import Grid
+from training.compress.recipe import compress
 from training.compress_spec import QuantizeSpec, RecipeSpec
 
 SIDE, TOKENS, REPEATS = 768, 8192, 3
