@@ -16,7 +16,6 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spark_jobs.manifests import TokenShards
-from training.compress.packed import load_packed
 from training.manifests import Checkpoint, ModelFolder, Scorecard, Verdict
 from training.model_folder import load_model
 from training.specs import TrainSpec
@@ -52,10 +51,10 @@ def dense(engine, world, checkpoint) -> ModelFolder:
 def compressed(engine, world, dense) -> dict[str, ModelFolder]:
     return {
         scheme: engine.run(
-            ModelFolder, "compress", {"scheme": scheme, "group_size": 32},
+            ModelFolder, "compress", {"recipe": {"name": scheme, "quantize": {"bits": bits, "group_size": 32}}},
             world.root / "models" / f"compress-{scheme}-0001", model=dense.uri,
         )
-        for scheme in ("int8", "int4")
+        for scheme, bits in (("int8", 8), ("int4", 4))
     }  # fmt: skip
 
 
@@ -197,28 +196,27 @@ def test_export_loads_in_plain_transformers(dense: ModelFolder, checkpoint: Chec
 def test_compressed_folders_get_smaller_and_reload(dense: ModelFolder, compressed: dict[str, ModelFolder]) -> None:
     sizes = [compressed["int4"].weight_bytes, compressed["int8"].weight_bytes, dense.weight_bytes]
     assert sizes == sorted(set(sizes))
-    for folder in compressed.values():
+    for name, folder in compressed.items():
+        assert (folder.scheme, folder.file_format) == (name, "compressed-tensors")
         assert folder.max_logit_difference == 0.0
-        model = load_packed(Path(folder.folder()))
+        model = AutoModelForCausalLM.from_pretrained(folder.folder())
         original = load_model(dense)
         assert model.lm_head.weight is model.model.embed_tokens.weight
         assert (model.model.embed_tokens.weight == original.model.embed_tokens.weight).all()
-        with pytest.raises(OSError, match=r"model\.safetensors|pytorch_model"):
-            AutoModelForCausalLM.from_pretrained(folder.folder())
 
 
 def test_compress_with_groups_that_do_not_fit_names_the_layers(engine, dense, tmp_path) -> None:
-    spec = {"scheme": "int8", "group_size": 48}
+    spec = {"recipe": {"name": "int8", "quantize": {"bits": 8, "group_size": 48}}}
     error, message = engine.fail("compress", spec, tmp_path / "compress-0002", model=dense.uri)
     assert error == "RequestError"
-    assert "model.layers.0.self_attn.q_proj.weight (32 inputs)" in message
+    assert "model.layers.0.self_attn.q_proj (32 inputs)" in message
 
 
 def test_compress_of_a_compressed_model_is_refused(engine, compressed, tmp_path) -> None:
-    spec = {"scheme": "int4", "group_size": 32}
+    spec = {"recipe": {"name": "int4", "quantize": {"bits": 4, "group_size": 32}}}
     error, message = engine.fail("compress", spec, tmp_path / "compress-0003", model=compressed["int8"].uri)
     assert error == "RequestError"
-    assert "is int8 already" in message
+    assert "is compressed-tensors already" in message
 
 
 def test_evaluate_and_gate_decide_on_the_same_documents(engine, world, dense, compressed) -> None:

@@ -23,7 +23,7 @@ from training.compress.verify import Verified, verify_folder
 from training.compress_spec import CompressStepSpec, RecipeSpec
 from training.inputs import input_uri
 from training.manifests import Calibration, ModelFolder
-from training.model_folder import load_model
+from training.model_folder import load_model, model_class
 from training.processes import in_fresh_process, num_threads
 
 
@@ -37,6 +37,7 @@ def run(request: Request) -> Outcome:
     recipe = stage_of(spec)
     model = ModelFolder.load(input_uri(request, "model"))
     refuse_quantized(Path(model.folder()), model.address)
+    refuse_other_objectives(model)
     texts = Calibration.load(request.inputs["calibration"]) if "calibration" in request.inputs else None
     data, scratch = Path(request.out) / "data", Path(request.out) / "scratch"
     data.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,15 @@ def follow(model: PreTrainedModel, sequences_NT: list[Tensor], spec: CompressSte
     if spec.stage == "thin":
         return Compressed(model, {}, reports)
     return quantize(model, sequences_NT, spec.recipe, scratch, reports)
+
+
+def refuse_other_objectives(model: ModelFolder) -> None:
+    """Raises: RequestError unless the model says the next token: calibration and verification show it texts from the left."""
+    name = model_class(Path(model.folder())).__name__
+    if not name.endswith(("ForCausalLM", "LMHeadModel")):
+        raise RequestError(
+            f"model {model.address} ({name}) is no causal language model, which is what is compressed: set compress.recipes to []"
+        )
 
 
 def check_vocabulary(model: PreTrainedModel, folder: ModelFolder, sequences_NT: list[Tensor]) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spark_jobs.requests import send
 from training.compress.blocks import Block
 from training.compress.layer_report import LayerReport
 from training.compress.quantized import Grid, Quantized
@@ -31,24 +32,35 @@ class Treated:
     reports: list[LayerReport] = field(default_factory=list)
 
 
-def kept(folder: Path | None, signature: str, treat: Callable[[Block], Treated]) -> Callable[[Block], Treated]:
+def kept(
+    folder: Path | None, signature: str, part: str, treat: Callable[[Block], Treated]
+) -> Callable[[Block], Treated]:
     """`treat`, done once for each block: what an earlier process finished is read from `folder` (None: nothing is kept).
 
-    signature: of all that the result depends on; files of another one are written anew.
+    signature: of all that the result depends on; files of another one are written anew. part: what the event that is sent
+    behind each block treated here calls the work.
     """
-    if folder is None:
-        return treat
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
 
     def treat_or_read(block: Block) -> Treated:
-        path = folder / f"{int(block.name.rpartition('.')[2]):04d}.safetensors"
-        found = _read(path, signature, block)
-        if found is None:
-            found = treat(block)
-            _write(path, signature, block, found)
-        return found
+        path = folder / f"{int(block.name.rpartition('.')[2]):04d}.safetensors" if folder is not None else None
+        found = _read(path, signature, block) if path is not None else None
+        if found is not None:
+            return found
+        treated = treat(block)
+        if path is not None:
+            _write(path, signature, block, treated)
+        _tell(part, block, treated.reports)
+        return treated
 
     return treat_or_read
+
+
+def _tell(part: str, block: Block, rows: list[LayerReport]) -> None:
+    error = sum(row.error_after for row in rows) / max(1, len(rows))
+    seconds = sum(row.seconds for row in rows)
+    send("event", {"job": "compress", "part": part, "block": block.name, "error": error, "seconds": seconds})
 
 
 def _write(path: Path, signature: str, block: Block, treated: Treated) -> None:

@@ -6,7 +6,7 @@ Recovery is a training of its own between the two stages; here it is left out. B
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spark_jobs.errors import DataError
-from spark_jobs.requests import send
-from training.compress.blocks import Block, blocks_of
+from training.compress.blocks import blocks_of
 from training.compress.compressed import Compressed
 from training.compress.kept_blocks import Treated, kept, kept_weights
 from training.compress.layer_report import LayerReport
@@ -59,9 +58,11 @@ def shrink_and_prune(
     if recipe.prune is None:
         return model, []
     spec = recipe.prune
-    treat = _told("prune", lambda block: Treated(reports=prune_block(block, spec)), len(blocks_of(model)))
     folder = scratch / "pruned" if scratch else None
-    treated = over_blocks(model, calibration_NT, kept(folder, _signature(recipe, calibration_NT), treat))
+    treat = kept(
+        folder, _signature(recipe, calibration_NT), "prune", lambda block: Treated(reports=prune_block(block, spec))
+    )
+    treated = over_blocks(model, calibration_NT, treat)
     return model, [report for one in treated for report in one.reports]
 
 
@@ -87,9 +88,9 @@ def quantize(
     if spec.method == "qat":
         trained = scratch / "trained.safetensors" if scratch else None
         kept_weights(trained, signature, model, layer_shapes(model), lambda: train_rounded(model, calibration_NT, spec))
-    treat = _told("quantize", lambda block: Treated(*quantize_block(block, spec, bits_of)), len(blocks_of(model)))
     folder = scratch / "quantized" if scratch else None
-    treated = over_blocks(model, calibration_NT, kept(folder, signature, treat))
+    treat = kept(folder, signature, "quantize", lambda block: Treated(*quantize_block(block, spec, bits_of)))
+    treated = over_blocks(model, calibration_NT, treat)
     if spec.tied_head == "once":
         treated.append(quantize_embedding(model, spec))
     quantized = {name: codes for one in treated for name, codes in one.quantized.items()}
@@ -149,29 +150,6 @@ def check_still_pruned(model: PreTrainedModel, spec: PruneSpec) -> None:
             f"{len(filled)} layers are no longer {spec.pattern} at {spec.sparsity:g}: {', '.join(filled[:5])}; recovery "
             "must keep zeros (train.keep_zeros)"
         )
-
-
-def _told(part: str, treat: Callable[[Block], Treated], num_blocks: int) -> Callable[[Block], Treated]:
-    """`treat`, with an event behind each block."""
-
-    def telling(block: Block) -> Treated:
-
-        treated = treat(block)
-        rows = treated.reports
-        send(
-            "event",
-            {
-                "job": "compress",
-                "part": part,
-                "block": block.name,
-                "blocks": num_blocks,
-                "error": sum(r.error_after for r in rows) / max(1, len(rows)),
-                "seconds": sum(r.seconds for r in rows),
-            },
-        )
-        return treated
-
-    return telling
 
 
 def _signature(recipe: RecipeSpec, calibration_NT: Sequence[Tensor]) -> str:
