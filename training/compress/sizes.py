@@ -43,7 +43,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_bytes(folder: Path) -> int:
-    """Bytes of the tensors in a folder's safetensors files, headers left out."""
+    """Bytes of the tensors in a folder's weight files; headers, vocabulary and alignment left out."""
+    if (folder / GGUF_FILE).is_file():
+        from gguf import GGUFReader
+
+        return sum(int(tensor.n_bytes) for tensor in GGUFReader(folder / GGUF_FILE).tensors)
     return sum(
         entry["data_offsets"][1] - entry["data_offsets"][0]  # type: ignore[index]
         for path in folder.glob("*.safetensors")

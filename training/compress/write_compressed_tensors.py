@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from spark_jobs.errors import RequestError
 from training.compress.compressed import Compressed
-from training.compress.quantized import Quantized
+from training.compress.quantized import Grid, Quantized
 
 ACTIVATIONS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 
@@ -59,17 +59,15 @@ def _plain(quantized: Quantized) -> dict[str, Tensor]:
 
 def quantization_config(compressed: Compressed, eight_bit_activations: bool) -> dict[str, Any]:
     """What config.json says of the codes: a group of layers for each grid, and the linear layers left as they were."""
-    layouts: dict[tuple[int, int, bool], list[str]] = defaultdict(list)
+    layers: dict[Grid, list[str]] = defaultdict(list)
     for name, quantized in compressed.quantized.items():
-        num_inputs = quantized.codes_OI.shape[1]
-        group = quantized.grid.group(num_inputs)
-        layouts[(quantized.grid.bits, 0 if group == num_inputs else group, quantized.grid.symmetric)].append(name)
+        layers[quantized.grid].append(name)
     groups = {}
-    for index, ((bits, group, symmetric), names) in enumerate(layouts.items()):
-        weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "dynamic": False}
-        weights |= {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
+    for index, (grid, names) in enumerate(layers.items()):
+        weights = {"num_bits": grid.bits, "type": "int", "symmetric": grid.symmetric, "dynamic": False}
+        weights |= {"strategy": "group", "group_size": grid.group_size} if grid.group_size else {"strategy": "channel"}
         groups[f"group_{index}"] = {
-            "targets": ["Linear"] if len(layouts) == 1 else names,
+            "targets": ["Linear"] if len(layers) == 1 else names,
             "weights": weights,
             "input_activations": ACTIVATIONS if eight_bit_activations else None,
         }

@@ -52,14 +52,17 @@ def write(
     writer.add_name(name)
     _add_shape(writer, config)
     _add_tokenizer(writer, source, config)
-    rest = write_safetensors.rest(compressed.model, set(compressed.quantized))
+    rest = {
+        tensor_name: value.float() if value.ndim == 1 else value  # llama.cpp wants vectors in fp32
+        for tensor_name, value in write_safetensors.rest(compressed.model, set(compressed.quantized)).items()
+    }
     for tensor_name, value in rest.items():
         rows = _turned(tensor_name, value, config)
-        if value.dtype == torch.bfloat16 and value.ndim > 1:
+        if value.dtype == torch.bfloat16:
             raw = rows.contiguous().view(torch.uint8).numpy()
             writer.add_tensor(gguf_name(tensor_name), raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
-            writer.add_tensor(gguf_name(tensor_name), (rows.float() if value.ndim == 1 else rows).numpy())
+            writer.add_tensor(gguf_name(tensor_name), rows.numpy())
     for layer, quantized in compressed.quantized.items():
         kind = getattr(gguf.GGMLQuantizationType, BLOCK_TYPES[quantized.grid.bits])
         codes_OI = _turned(f"{layer}.weight", quantized.codes_OI, config)
