@@ -43,6 +43,25 @@ def test_divergence_by_hand() -> None:
     assert float(found.detach()) == pytest.approx(0.1308120359, abs=1e-9)
 
 
+def test_divergence_a_token_is_divided_by_real_tokens_alone_not_by_vocabulary_or_rows() -> None:
+    """Two real tokens in two rows of two: one taught 3/4 and 1/4 to an even student, one taught what it says already."""
+    teacher = torch.log(torch.tensor([[[0.75, 0.25], [0.4, 0.6]], [[0.9, 0.1], [0.2, 0.8]]], dtype=torch.float64))
+    student = torch.zeros(2, 2, 2, dtype=torch.float64)
+    student[0, 1] = teacher[0, 1]
+    targets = torch.tensor([[0, 1], [IGNORED, IGNORED]])
+    total = float(sum_divergence(student, teacher, targets, 1.0))
+    by_torch = {
+        how: float(F.kl_div(student.log_softmax(-1)[:1], teacher.exp()[:1], reduction=how))
+        for how in ("mean", "batchmean")
+    }
+    assert total / 2 == pytest.approx(0.0654060180, abs=1e-9)
+    assert by_torch == pytest.approx({"mean": total / 4, "batchmean": total})  # over classes too; over rows alone
+    padded = [torch.cat([one, one[:, :1]], dim=1) for one in (student, teacher)]
+    ignored = torch.cat([targets, torch.full((2, 1), IGNORED)], dim=1)
+    assert float(sum_divergence(*padded, ignored, 1.0)) == total
+    assert float(sum_divergence(teacher, teacher, targets, 2.0)) == 0.0
+
+
 def test_gradient_at_temperature_is_the_difference_of_the_flattened_probabilities() -> None:
     student, teacher = draw(3, 4, seed=3).requires_grad_(), draw(3, 4, seed=4)
     sum_divergence(student, teacher, torch.zeros(3, dtype=torch.int64), 2.0).backward()
