@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from spark_jobs.errors import RequestError
 
@@ -48,9 +49,9 @@ def _code_tensors(folder: Path) -> list[str]:
     ]
 
 
-def header(path: Path) -> dict[str, dict[str, object]]:
+def header(path: Path) -> dict[str, dict[str, Any]]:
     """Header of a safetensors file: dtype, shape and place of each tensor, by name."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        found: dict[str, dict[str, object]] = json.loads(file.read(length))
+        found: dict[str, dict[str, Any]] = json.loads(file.read(length))
     return found

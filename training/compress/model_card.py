@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +160,6 @@ def _vllm_limits(recipe: RecipeSpec) -> str:
     return ""
 
 
-def _table(title: str, names: tuple[str, ...], rows: list[tuple[object, ...]] | list[tuple[str, str]]) -> str:
+def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     lines = [f"## {title}", "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     return "\n".join(lines + [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows])

@@ -23,7 +23,7 @@ from training.compress_spec import QuantizeSpec
 from training.distill.divergence import sum_divergence
 
 RELATIVE_STEP = 0.003  # first step of Adam, as a share of a matrix's root mean square; falls to 0 in a line
-CODE_TYPES = {2: torch.int2, 3: torch.int3, 4: torch.int4, 8: torch.int8}
+CODE_TYPES: dict[int, torch.dtype] = {bits: getattr(torch, f"int{bits}") for bits in (2, 3, 4, 8)}
 
 
 def train_rounded(
@@ -39,7 +39,7 @@ def train_rounded(
     zeros = {name: layer.weight == 0 for name, layer in trained.items()}
     optimizer = torch.optim.Adam([{"params": [layer.weight], "lr": _first_step(layer)} for layer in trained.values()])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / spec.qat_steps)
-    losses = []
+    losses: list[float] = []
     for batch in _batches(calibration_NT, spec.qat_steps, seed):
         loss = _divergence(model, dense, torch.stack([calibration_NT[i] for i in batch]))
         if not bool(torch.isfinite(loss)):
@@ -79,7 +79,7 @@ def prepare(model: PreTrainedModel, grid: Grid) -> dict[str, nn.Linear]:
     rounding = IntxFakeQuantizeConfig(CODE_TYPES[grid.bits], is_symmetric=True, **grouped)
     quantize_(model, QATConfig(weight_config=rounding, step="prepare"), filter_fn=lambda module, name: name in layers)
     model.requires_grad_(False)
-    prepared: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in layers}  # type: ignore[misc]
+    prepared: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in layers}
     for layer in prepared.values():
         layer.weight.requires_grad_(True)
     return prepared

@@ -49,7 +49,7 @@ def tensor_bytes(folder: Path) -> int:
 
         return sum(int(tensor.n_bytes) for tensor in GGUFReader(folder / GGUF_FILE).tensors)
     return sum(
-        entry["data_offsets"][1] - entry["data_offsets"][0]  # type: ignore[index]
+        entry["data_offsets"][1] - entry["data_offsets"][0]
         for path in folder.glob("*.safetensors")
         for name, entry in header(path).items()
         if name != "__metadata__"

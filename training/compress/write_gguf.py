@@ -81,12 +81,13 @@ def blocks(codes_OI: Tensor, scales_OG: Tensor, bits: int) -> NDArray[np.uint8]:
     """uint8 (O, bytes of a row): each block of 32 inputs is its fp16 scale and its codes, Q8_0 as int8, Q4_0 as codes + 8
     in nibbles, input i beside input i + 16, the lower in the low half."""
     num_outputs, num_inputs = codes_OI.shape
-    codes = codes_OI.contiguous().numpy().reshape(num_outputs, -1, BLOCK)
+    codes: NDArray[np.int8] = codes_OI.contiguous().numpy().reshape(num_outputs, -1, BLOCK)
+    packed: NDArray[np.uint8]
     if bits == 8:
         packed = codes.view(np.uint8)
     else:
-        unsigned = (codes + 8).astype(np.uint8)
-        packed = unsigned[..., : BLOCK // 2] | (unsigned[..., BLOCK // 2 :] << 4)
+        unsigned: NDArray[np.uint8] = (codes + 8).astype(np.uint8)
+        packed = (unsigned[..., : BLOCK // 2] | unsigned[..., BLOCK // 2 :] << 4).astype(np.uint8)
     repeats = num_inputs // BLOCK // scales_OG.shape[1]
     scales = scales_OG.repeat_interleave(repeats, dim=1).contiguous().numpy().astype("<f2")
     return np.concatenate([scales[..., None].view(np.uint8), packed], axis=-1).reshape(num_outputs, -1)

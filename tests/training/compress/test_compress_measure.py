@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,7 +13,11 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from spark_jobs.errors import RequestError
 from training.compress.measure import energy, fitting_prompt, joules_between, measure_folder
 from training.compress_spec import MeasureSpec
+from training.manifests import Measurement, ModelFolder
 from training.processes import in_fresh_process
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Engine
 
 torch.set_num_threads(1)
 SPEC = MeasureSpec(prompt_tokens=16, new_tokens=4, repeats=3)
@@ -35,6 +41,19 @@ def test_folder_is_measured_with_every_repeat_and_stated_threads(tmp_path: Path)
         assert 0 < found[name]["min"] <= found[name]["median"] <= found[name]["max"]
     assert found["weight_bytes"] == (tmp_path / "model.safetensors").stat().st_size
     assert found["peak_bytes"] > found["storage_bytes"] > 0
+
+
+def test_measure_job_keeps_medians_in_the_handle_and_every_repeat_in_the_file(engine: Engine, tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "tiny")
+    imported = tmp_path / "models" / "import-0001"
+    model = engine.run(ModelFolder, "import-model", {"path": str(tmp_path / "tiny")}, imported)
+    found = engine.run(Measurement, "measure", SPEC.model_dump(), tmp_path / "measurements" / "m-0001", model=model.uri)
+    told = json.loads((Path(found.folder()) / "measurement.json").read_text())
+    assert found.model == told["model"] == model.address
+    assert found.weight_bytes == model.weight_bytes == told["weight_bytes"]
+    assert found.decode_tokens_per_s == sorted(told["decode_tokens_per_s"]["repeats"])[1]
+    assert found.prefill_tokens_per_s == sorted(told["prefill_tokens_per_s"]["repeats"])[1]
+    assert (found.num_rows, found.num_threads, found.peak_bytes) == (3, told["num_threads"], told["peak_bytes"])
 
 
 @pytest.mark.parametrize(("positions", "prompt"), [(64, 16), (18, 14)])
