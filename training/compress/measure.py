@@ -115,7 +115,7 @@ def write_tokens(model: PreTrainedModel, prompt_BT: Tensor, new_tokens: int) -> 
     answer = read_prompt(model, prompt_BT)
     for _ in range(new_tokens):
         following_BT = answer.logits[:, -1:].argmax(-1)
-        answer = model(input_ids=following_BT, past_key_values=answer.past_key_values, use_cache=True)
+        answer = model(input_ids=following_BT, cache=answer.cache, use_cache=True)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from spark_jobs.errors import RequestError
-from training.compress.measure import energy, fitting_prompt, joules_between, measure_folder
+from training.compress.measure import energy, fitting_prompt, joules_between, measure_folder, read_prompt, write_tokens
 from training.compress_spec import MeasureSpec
 from training.manifests import Measurement, ModelFolder
 from training.processes import in_fresh_process
@@ -93,3 +93,18 @@ def test_energy_is_summed_over_processors_once_and_goes_on_behind_the_counters_r
 def test_machine_without_energy_counters_says_none(tmp_path: Path) -> None:
     assert energy(tmp_path) == {}
     assert joules_between({}, {}) is None
+
+
+def test_tokens_are_written_behind_what_was_read_not_anew() -> None:
+    """Each step after the prompt sees one token; its positions go on."""
+    model, seen = tiny_llama(), []
+    model.register_forward_pre_hook(
+        lambda module, args, told: seen.append(told["input_ids"].shape[1]), with_kwargs=True
+    )
+    write_tokens(model, torch.arange(7)[None], 3)
+    assert seen == [7, 1, 1, 1]
+    with torch.no_grad():
+        whole = model(input_ids=torch.arange(7)[None]).logits[:, -1:].argmax(-1)
+        steps = read_prompt(model, torch.arange(7)[None])
+    assert torch.equal(steps.logits.argmax(-1), whole)
+    assert steps.cache.get_seq_length() == 7
