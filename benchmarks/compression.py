@@ -85,7 +85,7 @@ class Table:
         reports: Sequence[Any] = ()
         if recipe is not None:
             try:
-                made = compress(model, self.subject.calibration_NT, recipe)
+                made = compress(model, self.subject.sequences, recipe)
             except RequestError as err:
                 print(f"| {recipe.name} | does not fit: {str(err)[:110]} ||||||", flush=True)
                 return
@@ -93,7 +93,7 @@ class Table:
             if recipe.quantize is not None and recipe.quantize.method in ("smoothquant", "dynamic"):
                 with_int8_activations(model, list(made.quantized))
         seconds = time.monotonic() - began
-        value = perplexity(model, self.subject.windows_NT)
+        value = perplexity(model, self.subject.windows)
         row = Row.of(recipe, value, reports, seconds)
         self.rows.append(row)
         dense = self.rows[0].perplexity
@@ -116,7 +116,7 @@ def perplexity(model: Any, windows_NT: Tensor, batch: int = 8) -> float:
 
 
 def tabulated(subject: Subject, recipes: Sequence[RecipeSpec]) -> Table:
-    scored = subject.windows_NT[:, 1:].numel()
+    scored = subject.windows[:, 1:].numel()
     print(f"\n{subject.name}: {subject.protocol}; {scored:,} tokens scored")
     print(
         "| recipe | perplexity | against dense | layer error, plain | layer error | bits a weight | zeros | seconds |"

@@ -35,12 +35,12 @@ STORIES, STORY_TOKENS = 64, 256
 
 @dataclass(frozen=True)
 class Subject:
-    """calibration_NT: 1-D int64 each. windows_NT: int64 (N, T), what perplexity is of; its first tokens are context alone."""
+    """sequences: to calibrate on, 1-D int64 each. windows: int64 (N, T), what perplexity is of; its first tokens are context alone."""
 
     name: str
     folder: Path
-    calibration_NT: list[Tensor]
-    windows_NT: Tensor
+    sequences: list[Tensor]
+    windows: Tensor
     protocol: str
 
     def model(self) -> PreTrainedModel:

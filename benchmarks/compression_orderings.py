@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -68,7 +69,7 @@ class Found:
         """The values of `part` rise along those of `names` that a model has."""
         for model, rows in self.tables.items():
             have = [name for name in names if name in rows]
-            for low, high in zip(have, have[1:], strict=False):
+            for low, high in pairwise(have):
                 left, right = getattr(rows[low], part), getattr(rows[high], part)
                 self.compared.append((left < right, f"{model} {part} {low} {left:.4g} < {high} {right:.4g}"))
 

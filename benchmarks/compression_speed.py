@@ -48,10 +48,10 @@ def measured(subjects: Sequence[Subject]) -> dict[str, Any]:
 
 def _whole(subject: Subject, rate: float) -> dict[str, Any]:
     model = subject.model()
-    tokens = sum(len(ids) for ids in subject.calibration_NT)
+    tokens = sum(len(ids) for ids in subject.sequences)
     recipe = RecipeSpec(name="timed", quantize=QuantizeSpec(method="gptq", bits=4, group_size=0))
     began = time.perf_counter()
-    made = compress(model, subject.calibration_NT, recipe)
+    made = compress(model, subject.sequences, recipe)
     seconds = time.perf_counter() - began
     weights = sum(r.num_weights for r in made.reports)
     forwards = 2 * 2 * weights * tokens
