@@ -92,7 +92,13 @@ def _read(path: Path, signature: str, block: Block) -> Treated | None:
     tensors, facts = found
     block.module.load_state_dict({n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")})
     quantized = {
-        layer: Quantized(Grid(**grid), **{name: tensors.get(f"{part}.{layer}") for part, name in PARTS.items()})
+        layer: Quantized(
+            Grid(**grid),
+            tensors[f"codes.{layer}"],
+            tensors[f"scales.{layer}"],
+            tensors.get(f"zeros.{layer}"),
+            tensors.get(f"groups.{layer}"),
+        )
         for layer, grid in json.loads(facts["grids"]).items()
     }
     return Treated(quantized, [LayerReport(**row) for row in json.loads(facts["reports"])])

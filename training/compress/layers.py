@@ -14,14 +14,14 @@ def is_matrix(module: nn.Module) -> bool:
 
 def weight_OI(module: nn.Module) -> Tensor:  # noqa: N802 O, I are axes
     """A detached fp32 copy of the weight."""
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment,union-attr,operator]
+    weight = module.get_parameter("weight").detach()
     return (weight.T if isinstance(module, Conv1D) else weight).to(torch.float32, copy=True).contiguous()
 
 
 def set_weight(module: nn.Module, weight_OI: Tensor) -> None:
     """Put a weight in place of the module's, in the module's dtype."""
     with torch.no_grad():
-        stored: Tensor = module.weight  # type: ignore[assignment]
+        stored = module.get_parameter("weight")
         stored.copy_(weight_OI.T if isinstance(module, Conv1D) else weight_OI)
 
 

@@ -11,7 +11,7 @@ from training.compress.blocks import blocks_of
 from training.compress.compressed import Compressed
 from training.compress.layers import prunable_layers, weight_OI
 from training.compress.masks import check_pattern
-from training.compress.quantize_block import WANTS_INPUTS, grid_of
+from training.compress.quantize_block import grid_of
 from training.compress.quantized import Grid, Quantized
 from training.compress.rounding import check_groups
 from training.compress.shrink import sizes_of
@@ -25,19 +25,6 @@ CHECKS = {
 }
 
 
-def wants_calibration(recipe: RecipeSpec) -> str:
-    """The setting for which layers are measured on sequences; "" where the recipe looks at weights alone."""
-    if recipe.shrink is not None:
-        return "shrink"
-    if recipe.prune is not None and recipe.prune.method != "magnitude":
-        return f"prune.method {recipe.prune.method}"
-    if recipe.quantize is not None and recipe.quantize.mixed_bits:
-        return "quantize.mixed_bits"
-    if recipe.quantize is not None and recipe.quantize.method in (*WANTS_INPUTS, "qat"):
-        return f"quantize.method {recipe.quantize.method}"
-    return ""
-
-
 def check_plan(model: PreTrainedModel, recipe: RecipeSpec, num_sequences: int) -> None:
     """Widths are checked where the recipe does not change them first.
 
@@ -45,7 +32,7 @@ def check_plan(model: PreTrainedModel, recipe: RecipeSpec, num_sequences: int) -
     the format of the files cannot hold, the setting for which sequences are missing, or sizes that shrink cannot give.
     """
     layers = layer_shapes(model)
-    wants = wants_calibration(recipe)
+    wants = recipe.wants_calibration
     if wants and not num_sequences:
         raise RequestError(f"recipe {recipe.name}: {wants} wants calibration sequences, there are none: give some")
     if recipe.shrink is None:
@@ -96,4 +83,5 @@ def tied_name(model: PreTrainedModel) -> str:
         raise RequestError(
             f"quantize.tied_head once: the head of this {type(model).__name__} is not its embedding: set it to skip"
         )
-    return next(name for name, module in model.named_modules() if module is embedding)
+    names: list[str] = [name for name, module in model.named_modules() if module is embedding]
+    return names[0]
