@@ -57,9 +57,12 @@ def choose_candidate(tonight: Night) -> CompressionChoice:
     corpus = tonight.find("corpus", Corpus, "prepare-corpus")
     tokenizer = tonight.find("tokenizer", TokenizerFiles, "prepare-corpus")
     models = {"dense": tonight.find("export", ModelFolder, "train-model")}
-    calibration = calibrate(corpus, tokenizer, spec.compress.calibration)
+    recipes = spec.compress.recipes
+    texts = (
+        calibrate(corpus, tokenizer, spec.compress.calibration) if any(r.wants_calibration for r in recipes) else None
+    )
     material = Material(models["dense"], corpus, tokenizer, spec.train)
-    models |= {recipe.name: follow(recipe, material, calibration) for recipe in spec.compress.recipes}
+    models |= {r.name: follow(r, material, texts if r.wants_calibration else None) for r in recipes}
     scores = {name: score_model(name, model, corpus, tokenizer, spec.evaluate) for name, model in models.items()}
     measured = {name: measure(name, model, spec.compress.measure) for name, model in models.items()}
     return choose(models, scores, measured, spec.compress.budget)

@@ -38,7 +38,7 @@ def calibrate(corpus: Corpus, tokenizer: TokenizerFiles, spec: CalibrationSpec) 
     )  # fmt: skip
 
 
-def follow(recipe: RecipeSpec, material: Material, calibration: Calibration) -> ModelFolder:
+def follow(recipe: RecipeSpec, material: Material, calibration: Calibration | None) -> ModelFolder:
     """Dense model -> the recipe's folder, reloaded in a fresh process and compared. Steps in between are its own."""
     if recipe.recover is None:
         return _compress(f"compress-{recipe.name}", recipe, "all", material.dense, material, calibration)
@@ -48,11 +48,13 @@ def follow(recipe: RecipeSpec, material: Material, calibration: Calibration) -> 
 
 
 def _compress(
-    step: str, recipe: RecipeSpec, stage: str, model: ModelFolder, material: Material, calibration: Calibration
+    step: str, recipe: RecipeSpec, stage: str, model: ModelFolder, material: Material, calibration: Calibration | None
 ) -> ModelFolder:
     """`dense` is the model that later nights train on from, whatever lies between."""
     engine = current_engine()
-    inputs: dict[str, Handle] = {"model": model, "dense": material.dense, "calibration": calibration}
+    inputs: dict[str, Handle] = {"model": model, "dense": material.dense}
+    if calibration is not None:
+        inputs["calibration"] = calibration
     spec = CompressStepSpec.model_validate({"recipe": recipe, "stage": stage})
     return engine.run(
         Step(

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from spark_jobs.manifests import Frozen
 
+WANTS_INPUTS = ("gptq", "awq", "smoothquant", "qat")  # methods that measure layers on calibration sequences
 LABEL_PATTERN = r"^[a-z0-9][a-z0-9-]{0,40}$"  # a recipe's name is a part of step names and of folders
 
 
@@ -18,12 +19,20 @@ class CalibrationSpec(Frozen):
     """Sequences of the run's own training corpus on which layers are measured; real tokens only."""
 
     num_sequences: int = Field(64, ge=1, le=65536, description="Sequences drawn from the training corpus.")
-    sequence_length: int = Field(256, ge=8, le=131072, description="Tokens of a sequence at most; no padding is counted.")
+    sequence_length: int = Field(
+        256, ge=8, le=131072, description="Tokens of a sequence at most; no padding is counted."
+    )
     overlap_tokens: int = Field(
-        13, ge=4, le=64, description="A sequence that shares so many consecutive tokens with an evaluation document is not used."
+        13,
+        ge=4,
+        le=64,
+        description="A sequence that shares so many consecutive tokens with an evaluation document is not used.",
     )
     max_overlap: float = Field(
-        0.05, ge=0, le=1, description="A larger share of drawn sequences that overlap an evaluation set refuses the calibration."
+        0.05,
+        ge=0,
+        le=1,
+        description="A larger share of drawn sequences that overlap an evaluation set refuses the calibration.",
     )
     seed: int = Field(0, ge=0, description="Of the draw.")
 
@@ -34,12 +43,16 @@ class ShrinkSpec(Frozen):
     heads: float = Field(1.0, gt=0, le=1, description="Share of key-value groups kept, each with its query heads.")
     neurons: float = Field(1.0, gt=0, le=1, description="Share of a feed-forward layer's inner units kept.")
     hidden: float = Field(1.0, gt=0, le=1, description="Share of the residual stream's units kept.")
-    blocks: float = Field(1.0, gt=0, le=1, description="Share of decoder blocks kept; the least important contiguous ones go.")
+    blocks: float = Field(
+        1.0, gt=0, le=1, description="Share of decoder blocks kept; the least important contiguous ones go."
+    )
 
     @model_validator(mode="after")
     def something_goes(self) -> ShrinkSpec:
         if self.heads == self.neurons == self.hidden == self.blocks == 1.0:
-            raise ValueError("shrink keeps everything: set heads, neurons, hidden or blocks below 1, or leave shrink out")
+            raise ValueError(
+                "shrink keeps everything: set heads, neurons, hidden or blocks below 1, or leave shrink out"
+            )
         return self
 
 
@@ -47,14 +60,18 @@ class PruneSpec(Frozen):
     """Zeros in the weights of linear layers; embeddings and head stay as they are."""
 
     method: Literal["magnitude", "wanda", "sparsegpt"] = Field("sparsegpt", description="Which weights become zero.")
-    pattern: Literal["unstructured", "2:4", "4:8"] = Field("2:4", description="n:m keeps m - n of m consecutive inputs.")
+    pattern: Literal["unstructured", "2:4", "4:8"] = Field(
+        "2:4", description="n:m keeps m - n of m consecutive inputs."
+    )
     sparsity: float = Field(0.5, gt=0, lt=1, description="Share of zeros; n:m patterns say 0.5.")
     damping: float = Field(0.01, ge=0, le=1, description="Of the Hessian, as a share of its mean diagonal (SparseGPT).")
 
     @model_validator(mode="after")
     def pattern_says_half(self) -> PruneSpec:
         if self.pattern != "unstructured" and self.sparsity != 0.5:
-            raise ValueError(f"prune.pattern {self.pattern} means sparsity 0.5, not {self.sparsity:g}: drop one of them")
+            raise ValueError(
+                f"prune.pattern {self.pattern} means sparsity 0.5, not {self.sparsity:g}: drop one of them"
+            )
         return self
 
 
@@ -77,19 +94,25 @@ class QuantizeSpec(Frozen):
     )
     bits: Literal[2, 3, 4, 8] = Field(4, description="Of a weight's code.")
     mixed_bits: float = Field(
-        0.0, ge=0, le=8, description="Bits a weight on average, shared out by measured sensitivity over 3, 4, 8; 0: bits for all."
+        0.0,
+        ge=0,
+        le=8,
+        description="Bits a weight on average, shared out by measured sensitivity over 3, 4, 8; 0: bits for all.",
     )
     group_size: int = Field(128, ge=0, le=4096, description="Inputs that share a scale; 0: all inputs of an output.")
     symmetric: bool = Field(True, description="One scale a group; not: a zero point too.")
     act_order: bool = Field(True, description="GPTQ rounds the inputs of largest activation first.")
     static_groups: bool = Field(
-        True, description="Groups are those of neighbouring inputs, with scales taken before rounding; not: formed in the order of rounding."
+        True,
+        description="Groups are those of neighbouring inputs, with scales taken before rounding; not: formed in the order of rounding.",
     )
     damping: float = Field(0.01, ge=0, le=1, description="Of the Hessian, as a share of its mean diagonal.")
     max_fallbacks: float = Field(
         0.05, ge=0, le=1, description="More layers than this share that had to be rounded to nearest fail the step."
     )
-    smoothing: float = Field(0.5, ge=0, le=1, description="SmoothQuant's alpha: how much moves from activations to weights.")
+    smoothing: float = Field(
+        0.5, ge=0, le=1, description="SmoothQuant's alpha: how much moves from activations to weights."
+    )
     qat_steps: int = Field(50, ge=1, description="Optimizer steps of qat.")
     tied_head: Literal["skip", "once"] = Field(
         "skip", description="A head tied to the embedding: left as it is, or quantised once and shared."
@@ -127,6 +150,19 @@ class RecipeSpec(Frozen):
         if self.quantize is None and self.export != "safetensors":
             raise ValueError(f"recipe {self.name}: without quantize it is written as safetensors, not {self.export}")
         return self
+
+    @property
+    def wants_calibration(self) -> str:
+        """The setting for which layers are measured on sequences; "" where the recipe looks at weights alone."""
+        if self.shrink is not None:
+            return "shrink"
+        if self.prune is not None and self.prune.method != "magnitude":
+            return f"prune.method {self.prune.method}"
+        if self.quantize is not None and self.quantize.mixed_bits:
+            return "quantize.mixed_bits"
+        if self.quantize is not None and self.quantize.method in WANTS_INPUTS:
+            return f"quantize.method {self.quantize.method}"
+        return ""
 
 
 class CompressStepSpec(Frozen):

@@ -14,7 +14,6 @@ from training.compress import recipe as recipes
 from training.compress.blocks import blocks_of
 from training.compress.layers import prunable_layers, set_weight, weight_OI
 from training.compress.masks import valid_groups
-from training.compress.plan import wants_calibration
 from training.compress.recipe import check_still_pruned, compress, quantize, shrink_and_prune
 from training.compress_spec import PruneSpec, RecipeSpec
 
@@ -67,7 +66,7 @@ def test_compress_replaces_each_layer_by_what_its_codes_decode_to() -> None:
 @pytest.mark.parametrize("method", ["rtn", "dynamic"])
 def test_recipes_that_look_at_weights_alone_need_no_calibration(method: str) -> None:
     chosen = recipe(quantize={"method": method, "bits": 8})
-    assert not wants_calibration(chosen)
+    assert not chosen.wants_calibration
     alone, measured = compress(llama(), [], chosen), compress(llama(), texts(), chosen)
     for name, weight in matrices(alone.model).items():
         assert torch.equal(weight, matrices(measured.model)[name])
