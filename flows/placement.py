@@ -17,12 +17,12 @@ from flows.night import FlowReport, Night
 from spark_jobs.errors import ERRORS, NightmillError
 
 
-def place(part: Flow[Any, FlowReport], tonight: Night) -> FlowReport:
+def place(part: Flow[Any, Any], tonight: Night) -> FlowReport:
     """Run one sub-flow of the night and return its report. Raises what the sub-flow raised."""
     if tonight.engine.planning or FlowRunContext.get() is None:  # a plan, or a night run without an orchestrator
-        return part.fn(tonight.spec, tonight.night)
+        return FlowReport.model_validate(part.fn(tonight.spec, tonight.night))
     if os.environ.get("NIGHTMILL_PROFILE", "embedded") == "embedded":
-        return part(tonight.spec, tonight.night)
+        return FlowReport.model_validate(part(tonight.spec, tonight.night))
     return _through_deployment(part.name, tonight)
 
 

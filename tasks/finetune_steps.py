@@ -60,7 +60,7 @@ def import_model(spec: ImportModelSpec) -> ModelFolder:
     return engine.run(
         Step(
             name="import-model", handle=ModelFolder, entry="training.finetune.import_model", spec=job, night=engine.night,
-            libraries=("transformers",), app="torch",
+            libraries=("transformers", "gguf"), app="torch",
         )
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from training.compress.already_quantized import ADAPTER, GGUF_FILE, stored_forma
 from training.compress.read_compressed_tensors import has_zero_points, read
 from training.manifests import ModelFolder
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def load_model(folder: ModelFolder) -> PreTrainedModel:

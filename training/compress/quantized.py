@@ -18,11 +18,11 @@ class Grid:
 
     @property
     def lowest(self) -> int:
-        return -(2 ** (self.bits - 1))
+        return -(1 << self.bits - 1)
 
     @property
     def highest(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return (1 << self.bits - 1) - 1
 
     def group(self, num_inputs: int) -> int:
         """Inputs that share a scale in a row of `num_inputs`."""
