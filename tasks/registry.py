@@ -28,6 +28,10 @@ ALIAS = "champion"
 MODEL_DIGEST = "nightmill.model_sha256"
 SERVING_MODEL = Path(__file__).parent.parent / "training" / "serving_model.py"
 SERVING_LIBRARIES = ("mlflow", "torch", "transformers", "pandas")
+FORMAT_LIBRARIES: dict[str, tuple[str, ...]] = {
+    "dense": (), "adapter": ("peft",), "compressed-tensors": ("compressed-tensors",), "torchao": ("torchao",),
+    "gguf": ("gguf", "accelerate"),
+}  # fmt: skip
 
 
 def register(workspace: Workspace, model: ModelFolder, verdict: Verdict, corpus: Corpus) -> str:
@@ -155,7 +159,9 @@ def _save(folder: Path, model: ModelFolder, model_id: str, run_id: str | None) -
         artifacts={"model": model.folder()},
         signature=_signature(),
         input_example=pd.DataFrame({"prompt": ["The"]}),
-        pip_requirements=[f"{name}=={installed(name)}" for name in SERVING_LIBRARIES],
+        pip_requirements=[
+            f"{name}=={installed(name)}" for name in (*SERVING_LIBRARIES, *FORMAT_LIBRARIES[model.file_format])
+        ],
     )
     if Model.load(str(folder)).signature is None:
         raise NightmillError(f"MLflow saved model {model.address} without a signature; run release-model again")
