@@ -48,9 +48,11 @@ def pruned(method: str, pattern: str) -> RecipeSpec:
 
 def rounded(method: str, bits: int, group: int = 0, **other: Any) -> RecipeSpec:
     """group 0: a scale a row."""
-    told = {"method": method, "bits": bits, "group_size": group, "max_fallbacks": 1.0} | other
+    told = {"method": method, "bits": bits, "group_size": group, "tail": "short", "max_fallbacks": 1.0} | other
     tail = "".join(OTHERWISE[name] for name in other)
-    return RecipeSpec(name=f"{method}-{bits}-{group or 'row'}{tail}", quantize=QuantizeSpec.model_validate(told))
+    return RecipeSpec(
+        name=f"{method}-{bits}-{group or 'row'}{tail}", quantize=QuantizeSpec.model_validate(told), export="safetensors"
+    )
 
 
 ALL = (

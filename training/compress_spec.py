@@ -100,6 +100,11 @@ class QuantizeSpec(Frozen):
         description="Bits a weight on average, shared out by measured sensitivity over 3, 4, 8; 0: bits for all.",
     )
     group_size: int = Field(128, ge=0, le=4096, description="Inputs that share a scale; 0: all inputs of an output.")
+    tail: Literal["refuse", "short"] = Field(
+        "refuse",
+        description="Where groups do not divide a layer's inputs. refuse: say so, with the layers. short: the last group of a row is "
+        "shorter; files: gguf, safetensors.",
+    )
     symmetric: bool = Field(True, description="One scale a group; not: a zero point too.")
     act_order: bool = Field(True, description="GPTQ rounds the inputs of largest activation first.")
     static_groups: bool = Field(

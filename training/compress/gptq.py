@@ -72,7 +72,7 @@ class _Walk:
         self.group = grid.group(num_inputs)
         if given is None:
             self.group_I = torch.arange(num_inputs) // self.group
-            self.scales_GO = torch.ones(num_inputs // self.group, num_outputs, dtype=weight_OI.dtype)
+            self.scales_GO = torch.ones(grid.num_groups(num_inputs), num_outputs, dtype=weight_OI.dtype)
         else:
             self.group_I = order_I // self.group
             self.scales_GO = given.scales_OG.T.to(weight_OI.dtype).contiguous()

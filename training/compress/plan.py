@@ -60,7 +60,7 @@ def check_shapes(model: PreTrainedModel, recipe: RecipeSpec, shapes: dict[str, t
     spec, planned = recipe.quantize, dict(shapes)
     if spec.tied_head == "once":
         planned[tied_name(model)] = tuple(model.get_input_embeddings().weight.shape)
-    check_groups(planned, grid_of(spec, spec.bits))
+    check_groups(planned, grid_of(spec, spec.bits), spec.tail)
     if recipe.export in CHECKS:
         quantized = {name: _blank(shape, spec) for name, shape in planned.items()}
         CHECKS[recipe.export](Compressed(model, quantized))
@@ -70,7 +70,7 @@ def _blank(shape: tuple[int, int], spec: QuantizeSpec) -> Quantized:
     """Codes of a shape without memory behind them, for checks that look at shapes and grids."""
     grid: Grid = grid_of(spec, spec.bits)
     codes_OI = torch.empty(shape, dtype=torch.int8, device="meta")
-    scales_OG = torch.empty(shape[0], shape[1] // grid.group(shape[1]), dtype=torch.float16, device="meta")
+    scales_OG = torch.empty(shape[0], grid.num_groups(shape[1]), dtype=torch.float16, device="meta")
     moves = spec.method == "gptq" and spec.act_order and not spec.static_groups
     groups = torch.arange(shape[1], dtype=torch.int32) // grid.group(shape[1])
     return Quantized(grid, codes_OI, scales_OG, None, groups.flip(0) if moves else None)

@@ -48,7 +48,7 @@ def quantize_block(
     dense = {name: weight_OI(layer) for name, layer in layers.items()}
     for name, grid in grids.items():
         num_outputs, num_inputs = dense[name].shape
-        check_groups({f"{block.name}.{name}": (num_outputs, num_inputs)}, grid)
+        check_groups({f"{block.name}.{name}": (num_outputs, num_inputs)}, grid, spec.tail)
     statistics = block.statistics(layers)
     if spec.method in WANTS_INPUTS:
         check_inputs(block.name, statistics, spec.method)

@@ -28,6 +28,10 @@ class Grid:
         """Inputs that share a scale in a row of `num_inputs`."""
         return self.group_size or num_inputs
 
+    def num_groups(self, num_inputs: int) -> int:
+        """Groups of a row; the last may be shorter."""
+        return -(-num_inputs // self.group(num_inputs))
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -61,4 +65,4 @@ class Quantized:
 
 def effective_bits(grid: Grid, num_inputs: int) -> float:
     """Stored bits a weight: its code and its share of a 16-bit scale and, where asymmetric, of a zero point."""
-    return grid.bits + (16 + (0 if grid.symmetric else grid.bits)) / grid.group(num_inputs)
+    return grid.bits + (16 + (0 if grid.symmetric else grid.bits)) * grid.num_groups(num_inputs) / num_inputs

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from spark_jobs.errors import DataError, RequestError
 from training.compress.quantized import Grid, Quantized
@@ -34,10 +35,13 @@ def round_to_grid(
     num_outputs, num_inputs = weight_OI.shape
     order_I = None if group_I is None else torch.argsort(group_I, stable=True)
     sorted_OI = weight_OI if order_I is None else weight_OI[:, order_I]
-    grouped_OGg = sorted_OI.reshape(num_outputs, -1, grid.group(num_inputs))
+    group, num_groups = grid.group(num_inputs), grid.num_groups(num_inputs)
+    # A shorter last group is filled up with zeros, which change no scale: every group's range holds 0.
+    whole_OI = functional.pad(sorted_OI, (0, num_groups * group - num_inputs))
+    grouped_OGg = whole_OI.reshape(num_outputs, num_groups, group)
     scales_OG, zeros_OG = group_scales(grouped_OGg, grid)
     zeros = None if zeros_OG is None else zeros_OG[..., None]
-    codes_OI = nearest_codes(grouped_OGg, scales_OG[..., None], zeros, grid).reshape(num_outputs, num_inputs)
+    codes_OI = nearest_codes(grouped_OGg, scales_OG[..., None], zeros, grid).reshape(num_outputs, -1)[:, :num_inputs]
     if order_I is not None:
         codes_OI = codes_OI[:, torch.argsort(order_I)]
     return Quantized(grid, codes_OI, scales_OG, zeros_OG, None if group_I is None else group_I.to(torch.int32))
@@ -76,18 +80,19 @@ def nearest_codes(weight: Tensor, scales: Tensor, zeros: Tensor | None, grid: Gr
     return codes.clamp(grid.lowest, grid.highest).to(torch.int8)
 
 
-def check_groups(shapes: Mapping[str, tuple[int, int]], grid: Grid) -> None:
-    """Raises: RequestError, before anything is computed, if a layer's inputs are no whole number of groups.
+def check_groups(shapes: Mapping[str, tuple[int, int]], grid: Grid, tail: str = "refuse") -> None:
+    """Raises: RequestError, before anything is computed, if a layer's inputs are no whole number of groups and `tail` is
+    refuse (short: the last group of a row is shorter).
 
     shapes: name -> (outputs, inputs).
     """
     size = grid.group_size
     wrong = [f"{name} ({inputs} inputs)" for name, (_, inputs) in shapes.items() if size and inputs % size]
-    if wrong:
+    if wrong and tail == "refuse":
         common = math.gcd(*(inputs for _, inputs in shapes.values()))
         fitting = max(d for d in range(1, min(common, size) + 1) if common % d == 0)
         raise RequestError(
             f"quantize.group_size {size} does not divide the inputs of {len(wrong)} of {len(shapes)} layers: "
             f"{', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}; set it to {fitting}, which fits all, "
-            "or to 0 for one scale an output"
+            "to 0 for one scale an output, or quantize.tail to short"
         )

@@ -23,7 +23,7 @@ from spark_jobs.errors import RequestError
 from training.compress import write_safetensors
 from training.compress.already_quantized import GGUF_FILE
 from training.compress.compressed import Compressed
-from training.compress.quantized import Quantized
+from training.compress.quantized import Grid, Quantized
 
 BLOCK = 32
 BLOCK_TYPES = {8: "Q8_0", 4: "Q4_0"}
@@ -67,9 +67,7 @@ def write(
         kind = getattr(gguf.GGMLQuantizationType, BLOCK_TYPES[quantized.grid.bits])
         codes_OI = _turned(f"{layer}.weight", quantized.codes_OI, config)
         scales_OG = _turned(f"{layer}.weight", quantized.scales_OG, config)
-        writer.add_tensor(
-            gguf_name(f"{layer}.weight"), blocks(codes_OI, scales_OG, quantized.grid.bits), raw_dtype=kind
-        )
+        writer.add_tensor(gguf_name(f"{layer}.weight"), blocks(codes_OI, scales_OG, quantized.grid), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -77,19 +75,19 @@ def write(
     return rest, len(rest) + len(compressed.quantized), {}
 
 
-def blocks(codes_OI: Tensor, scales_OG: Tensor, bits: int) -> NDArray[np.uint8]:
+def blocks(codes_OI: Tensor, scales_OG: Tensor, grid: Grid) -> NDArray[np.uint8]:
     """uint8 (O, bytes of a row): each block of 32 inputs is its fp16 scale and its codes, Q8_0 as int8, Q4_0 as codes + 8
     in nibbles, input i beside input i + 16, the lower in the low half."""
     num_outputs, num_inputs = codes_OI.shape
     codes: NDArray[np.int8] = codes_OI.contiguous().numpy().reshape(num_outputs, -1, BLOCK)
     packed: NDArray[np.uint8]
-    if bits == 8:
+    if grid.bits == 8:
         packed = codes.view(np.uint8)
     else:
         unsigned: NDArray[np.uint8] = (codes + 8).astype(np.uint8)
         packed = (unsigned[..., : BLOCK // 2] | unsigned[..., BLOCK // 2 :] << 4).astype(np.uint8)
-    repeats = num_inputs // BLOCK // scales_OG.shape[1]
-    scales = scales_OG.repeat_interleave(repeats, dim=1).contiguous().numpy().astype("<f2")
+    group_B = torch.arange(0, num_inputs, BLOCK) // grid.group(num_inputs)  # of each block of a row
+    scales = scales_OG[:, group_B].contiguous().numpy().astype("<f2")
     return np.concatenate([scales[..., None].view(np.uint8), packed], axis=-1).reshape(num_outputs, -1)
 
 
@@ -202,7 +200,7 @@ def _check_layer(name: str, quantized: Quantized) -> None:
         raise RequestError(f"{name}: GGUF has no blocks of {grid.bits} bits: set quantize.bits 4 or 8")
     if not grid.symmetric:
         raise RequestError(f"{name}: blocks Q4_0 and Q8_0 have no zero point: set quantize.symmetric true")
-    if group % BLOCK or num_inputs % group:
+    if group % BLOCK or num_inputs % BLOCK:
         raise RequestError(
             f"{name}: {num_inputs} inputs in groups of {group} are no blocks of {BLOCK}: set quantize.group_size {BLOCK}, "
             "and a model whose widths it divides, or export compressed-tensors"

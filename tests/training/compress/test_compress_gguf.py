@@ -81,7 +81,7 @@ def recipe_of(bits: int = 4, group_size: int = 32, **quantize: object) -> Recipe
 def test_block_of_q4_0_is_its_scale_and_nibbles_of_inputs_sixteen_apart() -> None:
     """Scale 0.5 is 0x3800; codes + 8: inputs 0..15 hold 0..15 in the low half, inputs 16..31 hold 15..0 in the high."""
     codes = torch.tensor([[*range(-8, 8), *range(7, -9, -1)]], dtype=torch.int8)
-    found = blocks(codes, torch.tensor([[0.5]], dtype=torch.float16), bits=4)
+    found = blocks(codes, torch.tensor([[0.5]], dtype=torch.float16), Grid(4))
     assert found.tolist() == [[0x00, 0x38, *(low | (15 - low) << 4 for low in range(16))]]
     decoded = gguf.quants.dequantize(found, gguf.GGMLQuantizationType.Q4_0)
     assert decoded.tolist() == (codes.float() * 0.5).tolist()
@@ -89,13 +89,13 @@ def test_block_of_q4_0_is_its_scale_and_nibbles_of_inputs_sixteen_apart() -> Non
 
 def test_block_of_q8_0_is_its_scale_and_signed_bytes_and_a_wide_group_repeats_its_scale() -> None:
     codes = torch.tensor([[-128, 127, *range(62)]], dtype=torch.int8)
-    found = blocks(codes, torch.tensor([[-2.0]], dtype=torch.float16), bits=8)
+    found = blocks(codes, torch.tensor([[-2.0]], dtype=torch.float16), Grid(8))
     assert found.tolist() == [[0x00, 0xC0, 0x80, 0x7F, *range(30), 0x00, 0xC0, *range(30, 62)]]
     decoded = gguf.quants.dequantize(found, gguf.GGMLQuantizationType.Q8_0)
     assert decoded.tolist() == (codes.float() * -2).tolist()
 
 
-@pytest.mark.parametrize(("bits", "group_size", "tied"), [(4, 32, True), (8, 32, False), (8, 0, True)])
+@pytest.mark.parametrize(("bits", "group_size", "tied"), [(4, 32, True), (4, 64, True), (8, 32, False), (8, 0, True)])
 def test_gguf_read_by_transformers_is_the_model_in_memory(
     tmp_path: Path, bits: int, group_size: int, tied: bool
 ) -> None:

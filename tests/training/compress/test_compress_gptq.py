@@ -192,3 +192,18 @@ def test_smaller_groups_lose_less_by_rounding_and_by_gptq_with_act_order(bits: i
 @pytest.mark.parametrize("bits", [4, 3, 2])
 def test_a_zero_point_loses_no_more_on_average(bits: int) -> None:
     assert rounding_error(Grid(bits, 32, symmetric=False)) < rounding_error(Grid(bits, 32))
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("static_groups", [True, False])
+def test_a_shorter_last_group_loses_less_by_gptq_than_by_rounding(act_order: bool, static_groups: bool) -> None:
+    torch.manual_seed(0)
+    weight_OI = torch.randn(16, 40, dtype=torch.float64)
+    inputs_TI = torch.randn(400, 40, dtype=torch.float64) @ torch.randn(40, 40, dtype=torch.float64)
+    hessian_II, grid = 2 * inputs_TI.T @ inputs_TI / 400, Grid(3, 16)
+    made, solve = gptq(weight_OI, hessian_II, grid, act_order, static_groups, 0.01)
+    plain = round_to_grid(weight_OI, grid)
+    errors = [float(((q.weight().double() - weight_OI) @ inputs_TI.T).square().sum()) for q in (made, plain)]
+    assert made.scales_OG.shape == (16, 3)
+    assert not solve.fallback
+    assert errors[0] < errors[1]

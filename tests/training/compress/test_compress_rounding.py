@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_jobs.errors import DataError, RequestError
-from training.compress.quantized import Grid
+from training.compress.quantized import Grid, effective_bits
 from training.compress.rounding import check_groups, round_to_grid
 
 
@@ -109,3 +109,21 @@ def test_more_bits_and_smaller_groups_lose_less_and_a_zero_point_helps() -> None
     for bits in (4, 3, 2):
         assert lost(Grid(bits, 32)) < lost(Grid(bits, 128)) < lost(Grid(bits))
         assert lost(Grid(bits, 32, symmetric=False)) < lost(Grid(bits, 32))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_shorter_last_group_is_rounded_as_a_group_of_its_own(bits: int, symmetric: bool) -> None:
+    torch.manual_seed(bits)
+    weight_OI = torch.randn(6, 20, dtype=torch.float64)
+    whole = round_to_grid(weight_OI, Grid(bits, 8, symmetric))
+    parts = [round_to_grid(weight_OI[:, i : i + 8], Grid(bits, 0, symmetric)) for i in (0, 8, 16)]
+    assert whole.scales_OG.shape == (6, 3)
+    assert torch.equal(whole.weight(), torch.cat([part.weight() for part in parts], dim=1))
+    assert effective_bits(whole.grid, 20) == bits + (16 + (0 if symmetric else bits)) * 3 / 20
+
+
+def test_groups_that_do_not_divide_are_let_through_only_where_a_short_tail_was_asked_for() -> None:
+    check_groups({"q": (4, 20)}, Grid(4, 8), "short")
+    with pytest.raises(RequestError, match=r"q \(20 inputs\).*quantize\.tail to short"):
+        check_groups({"q": (4, 20)}, Grid(4, 8))
