@@ -24,7 +24,7 @@ from spark_jobs.snapshot import batches_of
 from tasks.lineage import scan
 from tasks.usage import Usage
 from tasks.workspace import Workspace
-from training.manifests import Checkpoint, ModelFolder, Release, Scorecard, Verdict
+from training.manifests import Checkpoint, CompressionChoice, ModelFolder, Release, Scorecard, Verdict
 
 H = TypeVar("H", bound=Handle)
 SAMPLE_BYTES = 32 << 20
@@ -107,6 +107,8 @@ class NightFacts(Frozen):
     num_parameters: int = 0
     scores: tuple[Score, ...] = ()
     gzip_bits_per_byte: float = 0.0
+    pareto: str = ""  # picture of the candidates, SVG
+    choice: str = ""  # which of them is the best, and why
     decision: str = ""
     reason: str = ""
     price_cpu_hour: float | None = None
@@ -358,6 +360,9 @@ def _model_facts(outputs: _Outputs) -> dict[str, Any]:
         scores.append(Score(model=label, bits_per_byte=card.bits_per_byte, weight_bytes=size))
         facts["gzip_bits_per_byte"] = card.gzip_bits_per_byte
     facts["scores"] = tuple(scores)
+    choice = outputs.get("choose", CompressionChoice)
+    if choice is not None:
+        facts |= {"pareto": (Path(choice.folder()) / "pareto.svg").read_text(), "choice": choice.reason}
     verdict, release = outputs.get("gate", Verdict), outputs.get("release", Release)
     if verdict is not None:
         facts["reason"] = verdict.reason

@@ -10,7 +10,7 @@ from tasks.night_charts import columns, loss_curve, sankey
 from tasks.night_facts import Cost, Example, NightFacts, Score, night_facts
 from tasks.workspace import Workspace, write_atomic
 
-TORCH_STEPS = ("train", "export", "compress", "evaluate", "gate")
+TORCH_STEPS = ("train", "export", "calibrate", "thin", "recover", "compress", "evaluate", "measure", "choose", "gate")
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -63,7 +63,7 @@ def page_of(facts: NightFacts) -> str:
     title = f"{facts.pipeline}, night {facts.night}"
     parts = [
         _tiles(facts), _decision(facts), _flow(facts),
-        _two(_lengths(facts), _sources(facts)), _two(_models(facts), _curve(facts)),
+        _two(_lengths(facts), _sources(facts)), _two(_models(facts), _curve(facts)), _candidates(facts),
         _two(_duplicates(facts), _languages(facts) + _checks(facts)), _costs(facts), _examples(facts),
     ]  # fmt: skip
     return (
@@ -238,6 +238,13 @@ def _models(facts: NightFacts) -> str:
         "<section><h2>Bits per byte on held-out text</h2><table><tr><th>model<th><th class=n>bits<th class=n>weights</tr>"
         f'{rows}</table><p class="note">Less is better; a byte without a model is 8.</p></section>'
     )
+
+
+def _candidates(facts: NightFacts) -> str:
+    """The picture is our own output, drawn from escaped names."""
+    if not facts.pareto:
+        return ""
+    return f'<section><h2>Candidates by size and quality</h2>{facts.pareto}<p class="note">{escape(facts.choice)}</p></section>'
 
 
 def _size(size: int) -> str:

@@ -99,6 +99,8 @@ def test_choice_shows_every_candidate_and_names_the_best(pipeline: Any, night: N
     assert choice.best == min(within, key=lambda row: row["weight_bytes"])["name"]
     assert found["dense"]["loss"] == 0.0
     assert (folder / "pareto.svg").read_text().count("<circle") == 4
+    page = pipeline.workspace.root / "nights" / f"{NIGHT}.html"
+    assert (folder / "pareto.svg").read_text() in page.read_text()
 
 
 def test_calibration_tells_its_corpus_and_what_was_left_out(pipeline: Any, night: NightReport) -> None:

@@ -75,6 +75,14 @@ def test_page_shows_counts_reasons_rates_and_the_decision() -> None:
     assert "cost, by the prices" not in page
 
 
+def test_page_shows_the_picture_of_candidates_and_why_the_best_was_chosen() -> None:
+    drawn = '<svg xmlns="http://www.w3.org/2000/svg"><circle r="1"/></svg>'
+    page = page_of(facts(pareto=drawn, choice="int4: 17 % of the dense bytes, loses < 0.02"))
+    assert drawn in page
+    assert "loses &lt; 0.02" in page
+    assert "Candidates by size" not in page_of(facts())
+
+
 def test_page_counts_cost_only_where_a_price_is_set() -> None:
     page = page_of(facts(price_cpu_hour=3600.0))
     assert "4.0000 at 3600 a core-hour" in page
