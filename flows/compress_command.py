@@ -61,9 +61,13 @@ def candidate_table(report: CompressReport) -> Table:
         table.add_row(
             row["name"], f"{row['weight_bytes']:,}", f"{row['effective_bits']:.3f}", f"{row['peak_bytes'] / 1e6:.0f}",
             f"{row['prefill_tokens_per_s']:,.0f}", f"{row['decode_tokens_per_s']:,.1f}",
-            f"{row['bits_per_byte']:.4f}", f"{row['loss']:+.4f}", f"{row['loss_upper']:+.4f}", style=style,
+            f"{row['bits_per_byte']:.4f}", signed(row["loss"]), signed(row["loss_upper"]), style=style,
         )  # fmt: skip
     return table
+
+
+def signed(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:+.4f}"
 
 
 COMPRESS = Story("flows.compress_model:compress_model", "flows.compress_model:CompressReport", print_compress)

@@ -47,6 +47,22 @@ class NightlySpec(Frozen):
     release: ReleaseSpec = ReleaseSpec()
 
     @model_validator(mode="after")
+    def recipes_fit_the_model(self) -> NightlySpec:
+        """Before a night is spent on training a model that its recipes cannot be followed on."""
+        model, parallel, way_out = self.train.model, self.train.parallel, "change it, or set compress.recipes to []"
+        for recipe in self.compress.recipes:
+            if self.train.objective != "causal_lm" or model.architecture == "gpt2":
+                told = f"a {model.architecture} trained for {self.train.objective} is not compressed"
+                raise ValueError(f"compress.recipes {recipe.name}: {told}; set compress.recipes to []")
+            widths = {"train.model.hidden_size": model.hidden_size, "intermediate_size": model.intermediate_size}
+            wrong = recipe.misfit(widths) if not model.overrides else ""
+            if recipe.recover is not None and max(parallel.tp, parallel.pp, parallel.cp) > 1:
+                wrong = "recover does not go with train.parallel.tp, pp or cp"
+            if wrong:
+                raise ValueError(f"compress.recipes {recipe.name}: {wrong}; {way_out}")
+        return self
+
+    @model_validator(mode="after")
     def candidate_is_made(self) -> NightlySpec:
         known = ["best", "dense", *(recipe.name for recipe in self.compress.recipes)]
         if self.gate.candidate not in known:

@@ -129,6 +129,8 @@ class QuantizeSpec(Frozen):
             raise ValueError(f"quantize.method {self.method} is for bits 8, not {self.bits}")
         if self.mixed_bits and (self.method not in ("rtn", "gptq", "awq") or not 3 <= self.mixed_bits <= 8):
             raise ValueError("quantize.mixed_bits is between 3 and 8, for methods rtn, gptq and awq")
+        if self.method == "qat" and not (self.symmetric and self.tail == "refuse"):
+            raise ValueError("quantize.method qat rounds symmetric, whole groups: set symmetric true and tail refuse")
         return self
 
 
@@ -154,7 +156,38 @@ class RecipeSpec(Frozen):
             raise ValueError(f"recipe {self.name}: recover follows shrink or prune, of which it has none")
         if self.quantize is None and self.export != "safetensors":
             raise ValueError(f"recipe {self.name}: without quantize it is written as safetensors, not {self.export}")
+        self._check_format()
         return self
+
+    def _check_format(self) -> None:
+        """What a format cannot hold whatever the model is."""
+        spec = self.quantize
+        if spec is None or self.export == "safetensors":
+            return
+        if spec.tied_head == "once" and self.export != "gguf":
+            raise ValueError(
+                f"recipe {self.name}: quantize.tied_head once is for export gguf, not {self.export}, which cannot share codes"
+            )
+        if spec.mixed_bits and (self.export != "compressed-tensors" or not spec.symmetric):
+            raise ValueError(
+                f"recipe {self.name}: quantize.mixed_bits is for export compressed-tensors and symmetric weights, not {self.export}"
+            )
+        if spec.tail == "short" and self.export != "gguf":
+            raise ValueError(
+                f"recipe {self.name}: quantize.tail short is for export gguf or safetensors, not {self.export}"
+            )
+
+    def misfit(self, widths: dict[str, int]) -> str:
+        """What the recipe cannot do to matrices with so many inputs; "" where it fits, or changes them first. By name: inputs."""
+        if self.shrink is not None:
+            return ""
+        group = self.quantize.group_size if self.quantize is not None and self.quantize.tail == "refuse" else 0
+        columns = {"2:4": 4, "4:8": 8}.get(self.prune.pattern if self.prune is not None else "", 0)
+        for what, size in (("quantize.group_size", group), ("prune.pattern groups of", columns)):
+            wrong = [f"{name} {width}" for name, width in widths.items() if size and width % size]
+            if wrong:
+                return f"{what} {size} does not divide {', '.join(wrong)}"
+        return ""
 
     @property
     def wants_calibration(self) -> str:

@@ -41,6 +41,14 @@ def test_setting_reaches_into_a_list_of_sources(tmp_path: Path) -> None:
         (["train.num_steps=many"], r"train\.num_steps: .*integer.* got 'many'"),
         (["gate.candidate=int2"], r"gate\.candidate 'int2' is none of tonight's models: best, dense, int8, int4"),
         (["train.num_steps"], r"--set 'train.num_steps': wanted a\.b=value"),
+        (
+            ["train.model.hidden_size=80"],
+            r"compress\.recipes int8: quantize\.group_size 32 does not divide train\.model\.hidden_size 80; change",
+        ),
+        (
+            ["train.objective=masked_lm"],
+            r"a llama trained for masked_lm is not compressed; set compress\.recipes to \[\]",
+        ),
         (["name=Not Good"], r"name: .*pattern"),
         (["train.model.num_heads=7"], r"train\.model: .*hidden_size \d+ is not a multiple of num_heads 7"),
     ],

@@ -47,3 +47,20 @@ def test_recipes_that_cannot_be_followed_are_refused_by_what_is_wrong(recipes: l
 def test_recipe_without_a_name_is_refused() -> None:
     with pytest.raises(ValidationError, match="name"):
         RecipeSpec.model_validate({"quantize": {}})
+
+
+@pytest.mark.parametrize(
+    ("quantize", "export", "told"),
+    [
+        ({"bits": 8, "tied_head": "once"}, "compressed-tensors", "tied_head once is for export gguf"),
+        ({"mixed_bits": 5}, "gguf", "mixed_bits is for export compressed-tensors"),
+        ({"mixed_bits": 5, "symmetric": False}, "compressed-tensors", "mixed_bits is for export compressed-tensors and symmetric"),
+        ({"tail": "short"}, "compressed-tensors", "tail short is for export gguf or safetensors"),
+        ({"method": "qat", "symmetric": False}, "compressed-tensors", "qat rounds symmetric, whole groups"),
+    ],
+)  # fmt: skip
+def test_what_a_format_cannot_hold_is_refused_with_the_request(
+    quantize: dict[str, Any], export: str, told: str
+) -> None:
+    with pytest.raises(ValidationError, match=told):
+        RecipeSpec.model_validate({"name": "a", "quantize": quantize, "export": export})

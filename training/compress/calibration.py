@@ -51,11 +51,11 @@ def draw(corpus: Corpus, tokenizer: TokenizerFiles, spec: CalibrationSpec) -> Dr
         raise DataError(f"corpus {corpus.address} has no document of {MIN_TOKENS} tokens: add documents")
     encoder = load_tokenizer(Path(tokenizer.folder()))
     found = overlapping(drawn, encoded_texts(every_heldout_text(corpus), encoder), spec.overlap_tokens)
-    if len(found) > spec.max_overlap * len(drawn) or len(found) == len(drawn):
+    if len(found) > max(1, spec.max_overlap * len(drawn)) or len(found) == len(drawn):
         raise RequestError(
             f"calibration: {len(found)} of {len(drawn)} sequences share {spec.overlap_tokens} consecutive tokens with a "
             f"held-out document, at most {spec.max_overlap:.0%} wanted: remove near-duplicates from the corpus, or raise "
-            "calibration.overlap_tokens or calibration.max_overlap"
+            "compress.calibration.overlap_tokens or compress.calibration.max_overlap"
         )
     kept = [tokens for i, tokens in enumerate(drawn) if i not in found]
     return Drawn(kept[: spec.num_sequences], len(drawn), len(found))

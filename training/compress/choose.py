@@ -8,9 +8,11 @@ bound of its interval, as at the gate.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +62,7 @@ def run(request: Request) -> Outcome:
     data = Path(request.out) / "data"
     data.mkdir(parents=True, exist_ok=True)
     rows = [
-        asdict(c) | {"within_budget": within(c, spec), "pareto": on}
+        _finite(asdict(c)) | {"within_budget": within(c, spec), "pareto": on}
         for c, on in zip(candidates, efficient, strict=True)
     ]
     facts = {"best": best, "reason": reason, "budget": spec.model_dump(), "candidates": rows}
@@ -71,6 +73,11 @@ def run(request: Request) -> Outcome:
     )
     fields = {"best": best, "reason": reason, "minimize": spec.minimize, "max_loss": spec.max_loss}
     return Outcome(num_rows=len(candidates), format="json", fields=fields)
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: null says that nothing is known."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _candidate(request: Request, name: str, dense: Evidence, spec: BudgetSpec) -> Candidate:
@@ -84,6 +91,8 @@ def _candidate(request: Request, name: str, dense: Evidence, spec: BudgetSpec) -
     loss, bound = 0.0, 0.0
     if name != DENSE:
         loss, bound = loss_of(ours, theirs, spec)
+        if len(shared) < len(dense.documents):  # what it could not score may be as bad as anything
+            bound = float("inf")
     low, high = interval(ours, spec)
     return Candidate(
         name=name, weight_bytes=model.weight_bytes, peak_bytes=measured.peak_bytes, effective_bits=model.effective_bits,

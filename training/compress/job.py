@@ -58,7 +58,7 @@ def run(request: Request) -> Outcome:
 
     answer = in_fresh_process(write)
     written, verified = files.Written(**answer["written"]), Verified(**in_fresh_process(verify))
-    if recipe.quantize is not None and written.weight_bytes >= model.weight_bytes:
+    if recipe.quantize is not None and recipe.export != "safetensors" and written.weight_bytes >= model.weight_bytes:
         raise DataError(
             f"recipe {recipe.name}: its weights take {written.weight_bytes} bytes, those of {model.address} "
             f"{model.weight_bytes}: nothing gained; set fewer quantize.bits or a larger group_size"

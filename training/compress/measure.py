@@ -6,9 +6,11 @@ is kept: a median alone hides a noisy machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import re
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -62,27 +64,30 @@ def measure_folder(folder: Path, spec: MeasureSpec, threads: int) -> dict[str, A
     """Call it in a fresh process. Seconds are of the wall clock; one pass of each kind goes before those that count."""
     torch.set_num_threads(threads)
     model = load_folder(folder)
-    prompt_tokens = fitting_prompt(model, spec)
+    prompt_tokens, new_tokens = fitting(model, spec)
     prompt_BT = torch.arange(prompt_tokens)[None] * 7919 % int(model.config.vocab_size)
-    write_tokens(model, prompt_BT, spec.new_tokens)
+    write_tokens(model, prompt_BT, new_tokens)
     forget_peak()
     read = [timed(lambda: read_prompt(model, prompt_BT)) for _ in range(spec.repeats)]
-    written = [timed(lambda: write_tokens(model, prompt_BT, spec.new_tokens)) for _ in range(spec.repeats)]
+    written = [timed(lambda: write_tokens(model, prompt_BT, new_tokens)) for _ in range(spec.repeats)]
     # Writing begins with reading the prompt, whose share is taken off by its own median.
     reading = statistics.median(one.seconds for one in read)
     decode = [max(one.seconds - reading, 1e-9) for one in written]
-    joules = [one.joules / spec.new_tokens for one in written if one.joules is not None]
+    taken = [one.joules for one in read if one.joules is not None]
+    joules = [
+        (one.joules - statistics.median(taken)) / new_tokens for one in written if one.joules is not None and taken
+    ]
     return {
         "num_threads": threads,
         "machine": processor(),
         "torch": torch.__version__,
         "prompt_tokens": prompt_tokens,
-        "new_tokens": spec.new_tokens,
+        "new_tokens": new_tokens,
         "weight_bytes": weight_bytes(folder),
         "storage_bytes": memory_bytes(model),
         "peak_bytes": peak_bytes(),
         "prefill_tokens_per_s": spread([prompt_tokens / one.seconds for one in read]),
-        "decode_tokens_per_s": spread([spec.new_tokens / seconds for seconds in decode]),
+        "decode_tokens_per_s": spread([new_tokens / seconds for seconds in decode]),
         "joules_per_token": spread(joules) if joules else None,
     }
 
@@ -91,17 +96,14 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "repeats": values}
 
 
-def fitting_prompt(model: PreTrainedModel, spec: MeasureSpec) -> int:
-    """Raises: RequestError for a model that writes no continuation, or has no room for one."""
+def fitting(model: PreTrainedModel, spec: MeasureSpec) -> tuple[int, int]:
+    """Tokens of the prompt, and written: fewer of both where the model has not so many positions, half of them at least written
+    to. Raises: RequestError for a model that writes no continuation."""
     if not model.can_generate() or model.config.is_encoder_decoder:
         raise RequestError(f"{type(model).__name__} continues no text: measure causal language models")
-    room = int(model.config.max_position_embeddings) - spec.new_tokens
-    if room < 1:
-        raise RequestError(
-            f"measure.new_tokens {spec.new_tokens} fill all {model.config.max_position_embeddings} positions of the model: "
-            "take fewer"
-        )
-    return min(spec.prompt_tokens, room)
+    positions = int(model.config.max_position_embeddings)
+    new_tokens = min(spec.new_tokens, max(1, positions // 2))
+    return min(spec.prompt_tokens, positions - new_tokens), new_tokens
 
 
 @torch.no_grad()
@@ -152,15 +154,22 @@ def joules_between(before: dict[str, tuple[int, int]], after: dict[str, tuple[in
 
 
 def forget_peak() -> None:
-    """From now on the kernel takes the peak of this process anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+    """From now on the kernel takes the peak of this process anew, where it can; else the peak is that of its whole life."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    try:
+        (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except (OSError, ValueError):
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(kilobytes) * 1024
 
 
 def processor() -> str:
-    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return names[0] if names else platform.machine()
+    with contextlib.suppress(OSError):
+        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if names:
+            return str(names[0])
+    return platform.machine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Protocol
@@ -37,6 +38,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def picture(candidates: Sequence[Point], best: str, within: frozenset[str], spec: BudgetSpec) -> str:
     """Cost to the right, bits per byte upwards, with intervals; the line joins those that none beats. Filled: `within` the budget."""
+    candidates = [c for c in candidates if math.isfinite(c.low) and math.isfinite(c.high)]
     told = [(c.cost(spec.minimize), c.bits_per_byte) for c in candidates]
     xs, ys = [x for x, _ in told], [y for c in candidates for y in (c.low, c.high)]
     right, (low, high) = max(xs) * 1.08, (min(ys), max(ys))

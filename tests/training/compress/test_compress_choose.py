@@ -110,3 +110,10 @@ def test_table_is_ordered_by_bytes_and_says_who_is_within() -> None:
     lines = table([DENSE, candidate("int8", 300, 0.001), candidate("int3", 140, 0.3)], "int8", BUDGET).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["int3", "**int8**", "dense"]
     assert [line.split("|")[-2].strip() for line in lines[2:]] == ["no", "yes", "yes"]
+
+
+def test_candidate_of_which_nothing_is_known_is_not_in_the_picture() -> None:
+    unknown = candidate("unknown", 10, 0.0, upper=float("inf"), low=float("inf"), high=float("inf"))
+    drawn = picture([DENSE, unknown], "dense", frozenset({"dense"}), BUDGET)
+    assert "inf" not in drawn
+    assert drawn.count("<circle") == 1

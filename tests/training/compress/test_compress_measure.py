@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from spark_jobs.errors import RequestError
-from training.compress.measure import energy, fitting_prompt, joules_between, measure_folder, read_prompt, write_tokens
+from training.compress.measure import energy, fitting, joules_between, measure_folder, read_prompt, write_tokens
 from training.compress_spec import MeasureSpec
 from training.manifests import Measurement, ModelFolder
 from training.processes import in_fresh_process
@@ -56,21 +56,17 @@ def test_measure_job_keeps_medians_in_the_handle_and_every_repeat_in_the_file(en
     assert (found.num_rows, found.num_threads, found.peak_bytes) == (3, told["num_threads"], told["peak_bytes"])
 
 
-@pytest.mark.parametrize(("positions", "prompt"), [(64, 16), (18, 14)])
-def test_prompt_is_shortened_to_the_positions_left(positions: int, prompt: int) -> None:
+@pytest.mark.parametrize(("positions", "prompt"), [(64, (16, 4)), (18, (14, 4)), (4, (2, 2)), (2, (1, 1))])
+def test_prompt_and_writing_are_shortened_to_the_positions_there_are(positions: int, prompt: tuple[int, int]) -> None:
     model = tiny_llama()
     model.config.max_position_embeddings = positions
-    assert fitting_prompt(model, SPEC) == prompt
+    assert fitting(model, SPEC) == prompt
 
 
-def test_model_without_room_or_continuation_is_refused() -> None:
-    model = tiny_llama()
-    model.config.max_position_embeddings = 4
-    with pytest.raises(RequestError, match=r"new_tokens 4 fill all 4 positions of the model: take fewer"):
-        fitting_prompt(model, SPEC)
+def test_model_that_continues_no_text_is_refused() -> None:
     config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     with pytest.raises(RequestError, match="BertForMaskedLM continues no text"):
-        fitting_prompt(BertForMaskedLM(config), SPEC)
+        fitting(BertForMaskedLM(config), SPEC)
 
 
 def counters(root: Path, **zones: tuple[int, int]) -> Path:
