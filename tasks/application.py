@@ -120,10 +120,10 @@ class Application:
         return line
 
     def _crashed(self, request: Request, what: str) -> JobCrashed:
-        assert self._child is not None
-        tail = self._child.last_lines()
-        self.close()
-        return JobCrashed(f"job {request.job}: its process {what}; log {self._log}, last lines:\n{tail}")
+        child = self._child
+        assert child is not None
+        self.close()  # which waits for what the process still said to be read
+        return JobCrashed(f"job {request.job}: its process {what}; log {self._log}, last lines:\n{child.last_lines()}")
 
     def __enter__(self) -> Self:
         return self

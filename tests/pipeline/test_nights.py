@@ -37,7 +37,7 @@ def second(pipeline: Any, first: NightReport, write_topics: Callable[..., Path])
 def test_first_night_runs_every_step_and_crowns_its_model(pipeline: Any, first: NightReport) -> None:
     assert first.status == "done"
     assert {step.state for step in first.steps} == {"ran"}
-    assert len(first.steps) == 17
+    assert len(first.steps) == 22
     assert first.decision.startswith("promoted")
     assert first.model is not None
     assert first.model.version == "1"
