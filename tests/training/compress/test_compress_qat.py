@@ -109,4 +109,4 @@ def test_layer_or_zero_points_that_torchao_cannot_train_are_refused_by_name() ->
     with pytest.raises(RequestError, match=r"transformer.h.0.attn.c_attn is Conv1D: set it to gptq"):
         train_rounded(model, sequences(), spec())
     with pytest.raises(RequestError, match=r"has no zero points .* set quantize.symmetric true"):
-        train_rounded(tiny_llama(), sequences(), spec(symmetric=False))
+        train_rounded(tiny_llama(), sequences(), spec().model_copy(update={"symmetric": False}))

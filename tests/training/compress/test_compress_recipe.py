@@ -139,7 +139,6 @@ def test_a_shrunk_model_is_quantised_in_its_own_widths() -> None:
         ({"quantize": {"bits": 3, "group_size": 32}, "export": "gguf"}, "GGUF has no blocks of 3 bits"),
         ({"quantize": {"bits": 8}, "export": "torchao"}, "set quantize.bits 8, group_size 0"),
         ({"quantize": {"method": "gptq", "static_groups": False}}, "set quantize.static_groups true"),
-        ({"quantize": {"tied_head": "once"}}, "cannot share model.embed_tokens's codes with the head"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_before_any_forward(parts: dict[str, Any], said: str) -> None:
