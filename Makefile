@@ -27,8 +27,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole nightly on the documentation this installation carries (about two minutes)
 	@$(BIN)/nightmill run demo --json
 
+# Kernels first, in workers of their own: twice a compiled kernel died in a worker that had run hundreds of other tests before,
+# and such a crash ends the whole run.
 test: $(STAMP)  ## all tests (what .ci/run calls)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 tests/spark_jobs
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 --ignore tests/spark_jobs
 
 check: $(STAMP)  ## format, lint, types, import direction, spelling
 	$(BIN)/ruff format --check .
