@@ -92,7 +92,7 @@ class Table:
                 print(f"| {recipe.name} | does not fit: {str(err)[:110]} ||||||", flush=True)
                 return
             model, reports = made.model, made.reports
-            if recipe.quantize is not None and recipe.quantize.method in ("smoothquant", "dynamic"):
+            if recipe.quantize is not None and recipe.quantize.rounds_activations:
                 with_int8_activations(model, list(made.quantized))
         seconds = time.monotonic() - began
         value = perplexity(model, self.subject.windows)

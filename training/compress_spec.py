@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from spark_jobs.manifests import Frozen
 
-WANTS_INPUTS = ("gptq", "awq", "smoothquant", "qat")  # methods that measure layers on calibration sequences
+WANTS_INPUTS = ("gptq", "awq", "smoothquant")  # methods that measure layers on calibration sequences
 LABEL_PATTERN = r"^[a-z0-9][a-z0-9-]{0,40}$"  # a recipe's name is a part of step names and of folders
 
 
@@ -123,9 +123,14 @@ class QuantizeSpec(Frozen):
         "skip", description="A head tied to the embedding: left as it is, or quantised once and shared."
     )
 
+    @property
+    def rounds_activations(self) -> bool:
+        """While the model runs; its weights then have one symmetric scale an output, whatever the groups."""
+        return self.method in ("smoothquant", "dynamic")
+
     @model_validator(mode="after")
     def method_fits_bits(self) -> QuantizeSpec:
-        if self.method in ("smoothquant", "dynamic") and self.bits != 8:
+        if self.rounds_activations and self.bits != 8:
             raise ValueError(f"quantize.method {self.method} is for bits 8, not {self.bits}")
         if self.mixed_bits and (self.method not in ("rtn", "gptq", "awq") or not 3 <= self.mixed_bits <= 8):
             raise ValueError("quantize.mixed_bits is between 3 and 8, for methods rtn, gptq and awq")
@@ -181,7 +186,9 @@ class RecipeSpec(Frozen):
         """What the recipe cannot do to matrices with so many inputs; "" where it fits, or changes them first. By name: inputs."""
         if self.shrink is not None:
             return ""
-        group = self.quantize.group_size if self.quantize is not None and self.quantize.tail == "refuse" else 0
+        spec = self.quantize
+        has_groups = spec is not None and spec.tail == "refuse" and not spec.rounds_activations
+        group = spec.group_size if spec is not None and has_groups else 0
         columns = {"2:4": 4, "4:8": 8}.get(self.prune.pattern if self.prune is not None else "", 0)
         for what, size in (("quantize.group_size", group), ("prune.pattern groups of", columns)):
             wrong = [f"{name} {width}" for name, width in widths.items() if size and width % size]
@@ -198,7 +205,7 @@ class RecipeSpec(Frozen):
             return f"prune.method {self.prune.method}"
         if self.quantize is not None and self.quantize.mixed_bits:
             return "quantize.mixed_bits"
-        if self.quantize is not None and self.quantize.method in WANTS_INPUTS:
+        if self.quantize is not None and self.quantize.method in (*WANTS_INPUTS, "qat"):
             return f"quantize.method {self.quantize.method}"
         return ""
 

@@ -25,6 +25,11 @@ def test_setting_changes_one_value_and_leaves_the_preset_alone() -> None:
     assert load_spec("demo", []).train.num_steps != 7
 
 
+def test_recipe_that_rounds_activations_has_no_groups_that_could_misfit() -> None:
+    recipe = "{name: w8a8, quantize: {method: dynamic, bits: 8}, export: torchao}"
+    assert load_spec("demo", [f"compress.recipes=[{recipe}]"]).compress.recipes[0].name == "w8a8"
+
+
 def test_setting_reaches_into_a_list_of_sources(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("name: mine\ningest:\n  sources:\n  - {kind: jsonl, path: a}\n")

@@ -20,8 +20,6 @@ from training.compress.verify import save_expected
 from training.compress_spec import QuantizeSpec, RecipeSpec
 from training.model_folder import copy_tokenizer
 
-EIGHT_BIT_ACTIVATIONS = ("smoothquant", "dynamic")  # methods whose activations are rounded while the model runs
-
 
 @dataclass(frozen=True)
 class Written:
@@ -61,7 +59,7 @@ def write(folder: Path, source: Path, compressed: Compressed, recipe: RecipeSpec
 
 
 def rounds_activations(spec: QuantizeSpec | None) -> bool:
-    return spec is not None and spec.method in EIGHT_BIT_ACTIVATIONS
+    return spec is not None and spec.rounds_activations
 
 
 def _write_dense(folder: Path, compressed: Compressed) -> tuple[dict[str, Tensor], int, dict[str, Any]]:

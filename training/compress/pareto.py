@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Protocol
 
 from training.compress_spec import BudgetSpec
+from training.svg import BEST, INK, LINE, SOFT, WIDTH, WRONG, svg, text
 
-WIDTH, HEIGHT = 760, 380
+HEIGHT = 380
 LEFT, RIGHT, TOP, BOTTOM = 80, 30, 44, 52
-INK, SOFT, LINE, BEST, OVER = "#24292f", "#6e7781", "#d0d7de", "#0969da", "#cf222e"
 
 
 class Point(Protocol):
@@ -51,42 +50,31 @@ def picture(candidates: Sequence[Point], best: str, within: frozenset[str], spec
     unit = "MB on disk" if spec.minimize == "bytes" else "milliseconds a written token"
     scale = 1e6 if spec.minimize == "bytes" else 1e-3
     parts = [
-        _text(LEFT, 24, f"{len(candidates)} candidates; within {spec.max_loss:g} bits per byte: filled", INK, size=15)
+        text(LEFT, 24, f"{len(candidates)} candidates; within {spec.max_loss:g} bits per byte: filled", INK, size=15)
     ]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = low + share * (high - low)
         parts.append(
             f'<line x1="{LEFT}" y1="{at(0, y)[1]:.1f}" x2="{WIDTH - RIGHT}" y2="{at(0, y)[1]:.1f}" stroke="{LINE}"/>'
         )
-        parts.append(_text(LEFT - 8, at(0, y)[1] + 4, f"{y:.3f}", SOFT, "end"))
-        parts.append(_text(at(share * right, low)[0], HEIGHT - 32, f"{share * right / scale:.3g}", SOFT, "middle"))
-    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 10, f"{unit} against bits per byte", SOFT, "middle"))
+        parts.append(text(LEFT - 8, at(0, y)[1] + 4, f"{y:.3f}", SOFT, "end"))
+        parts.append(text(at(share * right, low)[0], HEIGHT - 32, f"{share * right / scale:.3g}", SOFT, "middle"))
+    parts.append(text((LEFT + WIDTH) / 2, HEIGHT - 10, f"{unit} against bits per byte", SOFT, "middle"))
     joined = sorted(point for point, on in zip(told, front(told), strict=True) if on)
     points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in joined)
     parts.append(f'<polyline points="{points}" fill="none" stroke="{SOFT}" stroke-dasharray="4 3"/>')
     for candidate, point in zip(candidates, told, strict=True):
-        color = BEST if candidate.name == best else INK if candidate.name in within else OVER
+        color = BEST if candidate.name == best else INK if candidate.name in within else WRONG
         ends = at(point[0], candidate.low)[1], at(point[0], candidate.high)[1]
         parts += _marked(candidate.name, at(*point), ends, color, candidate.name in within)
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="candidates by cost and quality" '
-        f'font-family="system-ui, sans-serif">\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
-    )
+    return svg(HEIGHT, "candidates by cost and quality", parts)
 
 
 def _marked(name: str, place: tuple[float, float], ends: tuple[float, float], color: str, filled: bool) -> list[str]:
     x, y = place
-    weight = ' font-weight="bold"' if color == BEST else ""
     side, shift = ("end", -8) if x > WIDTH - 150 else ("start", 8)
     return [
         f'<line x1="{x:.1f}" y1="{ends[0]:.1f}" x2="{x:.1f}" y2="{ends[1]:.1f}" stroke="{color}" stroke-opacity="0.5"/>',
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{color if filled else "white"}" stroke="{color}" stroke-width="1.5"/>',
-        f'<text x="{x + shift:.1f}" y="{y - 6:.1f}" fill="{color}" font-size="12" text-anchor="{side}"{weight}>{escape(name)}</text>',
+        text(x + shift, y - 6, name, color, side, bold=color == BEST),
     ]
-
-
-def _text(x: float, y: float, text: str, color: str, anchor: str = "start", size: int = 12) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{color}" font-size="{size}" text-anchor="{anchor}">{escape(text)}</text>'
-    )

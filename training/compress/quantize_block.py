@@ -21,14 +21,12 @@ from training.compress.layer_report import LayerReport
 from training.compress.layers import set_weight, weight_OI
 from training.compress.quantized import Grid, Quantized, effective_bits
 from training.compress.rounding import check_groups, round_to_grid
-from training.compress_spec import QuantizeSpec
-
-WANTS_INPUTS = ("gptq", "awq", "smoothquant")
+from training.compress_spec import WANTS_INPUTS, QuantizeSpec
 
 
 def grid_of(spec: QuantizeSpec, bits: int) -> Grid:
     """Codes of a layer. Methods that round activations too have one symmetric scale an output, as kernels want it."""
-    if spec.method in ("smoothquant", "dynamic"):
+    if spec.rounds_activations:
         return Grid(bits, 0, symmetric=True)
     return Grid(bits, spec.group_size, spec.symmetric)
 

@@ -7,10 +7,11 @@ from html import escape
 
 from training.search.trials import Trial
 from training.search_spec import SearchSpec
+from training.svg import BEST, INK, LINE, SOFT, WIDTH, WRONG, svg, text
 
-WIDTH, HEIGHT = 760, 320
+HEIGHT = 320
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 44
-INK, SOFT, LINE, BEST, PRUNED = "#24292f", "#6e7781", "#d0d7de", "#0969da", "#bf8700"
+PRUNED = "#bf8700"
 BAR = 26  # height of a bar with its gap
 
 
@@ -26,21 +27,21 @@ def history(search: SearchSpec, trials: Sequence[Trial], metric: str) -> str:
         x = LEFT + (WIDTH - LEFT - RIGHT) * (number + 0.5) / max(len(trials), 1)
         return x, TOP + (HEIGHT - TOP - BOTTOM) * (high - score) / (high - low)
 
-    parts = [_text(LEFT, 22, f"{metric} of {len(trials)} trials ({search.method})", INK, size=15)]
+    parts = [text(LEFT, 22, f"{metric} of {len(trials)} trials ({search.method})", INK, size=15)]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         score = low + share * (high - low)
         y = at(0, score)[1]
         parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="{LINE}"/>')
-        parts.append(_text(LEFT - 8, y + 4, f"{score:.4f}", SOFT, "end"))
+        parts.append(text(LEFT - 8, y + 4, f"{score:.4f}", SOFT, "end"))
     parts.append(_best_so_far(search, trials, at))
     for trial in trials:
         parts.append(_dot(trial, *at(trial.number, trial.stages[-1] if trial.stages else low)))
     for number in sorted({0, len(trials) // 2, len(trials) - 1}):
-        parts.append(_text(at(number, low)[0], HEIGHT - 24, str(number), SOFT, "middle"))
+        parts.append(text(at(number, low)[0], HEIGHT - 24, str(number), SOFT, "middle"))
     parts.append(
-        _text(WIDTH / 2, HEIGHT - 6, "trial   ● finished   ○ pruned   × failed   — best so far", SOFT, "middle")
+        text(WIDTH / 2, HEIGHT - 6, "trial   ● finished   ○ pruned   × failed   — best so far", SOFT, "middle")
     )
-    return _svg(HEIGHT, "scores of trials", parts)
+    return svg(HEIGHT, "scores of trials", parts)
 
 
 def _best_so_far(search: SearchSpec, trials: Sequence[Trial], at: object) -> str:
@@ -68,7 +69,7 @@ def _dot(trial: Trial, x: float, y: float) -> str:
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#fff" stroke="{PRUNED}" stroke-width="2">{told}</circle>'
         case _:
             return (
-                f'<path d="M{x - 4:.1f},{y - 4:.1f} l8,8 m0,-8 l-8,8" stroke="#cf222e" stroke-width="2">{told}</path>'
+                f'<path d="M{x - 4:.1f},{y - 4:.1f} l8,8 m0,-8 l-8,8" stroke="{WRONG}" stroke-width="2">{told}</path>'
             )
 
 
@@ -76,27 +77,13 @@ def importance_bars(shares: Mapping[str, float]) -> str:
     """A bar a parameter, the largest first."""
     height = TOP + BAR * max(len(shares), 1) + 14
     wide = 8 * max((len(path) for path in shares), default=10)
-    parts = [_text(12, 22, "importance of parameters (PED-ANOVA, share of 1)", INK, size=15)]
+    parts = [text(12, 22, "importance of parameters (PED-ANOVA, share of 1)", INK, size=15)]
     for place, (path, share) in enumerate(shares.items()):
         y = TOP + BAR * place
         length = (WIDTH - wide - 90) * share
-        parts.append(_text(wide, y + 14, path, INK, "end"))
+        parts.append(text(wide, y + 14, path, INK, "end"))
         parts.append(f'<rect x="{wide + 10}" y="{y}" width="{length:.1f}" height="18" rx="2" fill="{BEST}"/>')
-        parts.append(_text(wide + 18 + length, y + 14, f"{share:.3f}", SOFT))
+        parts.append(text(wide + 18 + length, y + 14, f"{share:.3f}", SOFT))
     if not shares:
-        parts.append(_text(12, TOP + 14, "too few finished trials, or all scored the same", SOFT))
-    return _svg(height, "importance of parameters", parts)
-
-
-def _svg(height: int, label: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
-        f'aria-label="{label}" font-family="system-ui, sans-serif"><rect width="100%" height="100%" fill="#fff"/>'
-        f"{''.join(parts)}</svg>\n"
-    )
-
-
-def _text(x: float, y: float, text: str, color: str, anchor: str = "start", size: int = 12) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{color}" font-size="{size}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+        parts.append(text(12, TOP + 14, "too few finished trials, or all scored the same", SOFT))
+    return svg(height, "importance of parameters", parts)
