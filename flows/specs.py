@@ -19,7 +19,8 @@ from spark_jobs.specs import (
     TokenizeSpec,
 )
 from tasks.specs import ReleaseSpec
-from training.specs import CompressSpec, EvaluateSpec, GateSpec, TrainSpec
+from training.gate_spec import GateSpec
+from training.specs import CompressSpec, EvaluateSpec, TrainSpec
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.engine import current_engine
 from tasks.steps import Step
+from training.gate_spec import GateSpec
 from training.manifests import Checkpoint, ModelFolder, Scorecard, Verdict
-from training.specs import EvaluateSpec, ExportSpec, GateSpec, TrainSpec
+from training.specs import EvaluateSpec, ExportSpec, TrainSpec
 
 TORCH = ("torch", "transformers", "numpy", "safetensors")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from spark_jobs.manifests import Frozen
-from training.compress_spec import LABEL_PATTERN, BudgetSpec, CalibrationSpec, MeasureSpec, RecipeSpec
+from training.compress_spec import BudgetSpec, CalibrationSpec, MeasureSpec, RecipeSpec
 from training.loop_spec import LoopSpec
 from training.named_recipes import NAMED, recipe_of
 
@@ -151,24 +151,3 @@ class EvaluateSpec(Frozen):
         64, ge=1, description="Tokens of context a later window of a long document sees again, unscored."
     )
     batch_tokens: int = Field(8192, ge=256, description="Tokens scored at once; changes speed, not numbers.")
-
-
-class GateSpec(Frozen):
-    """Promote if the candidate is not worse than the champion by more than the margin, at the stated confidence."""
-
-    margin: float = Field(
-        0.01, ge=0, description="Largest loss in bits per byte that still passes (upper bound of the interval)."
-    )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the one-sided upper bound.")
-    replicates: int = Field(2000, ge=100, description="Bootstrap resamples of documents.")
-    min_documents: int = Field(20, ge=2, description="Fewer scored documents keep the champion.")
-    first_run: Literal["promote", "hold"] = Field("promote", description="What to do when there is no champion yet.")
-    max_first_bits_per_byte: float = Field(
-        8.0, gt=0, description="The first champion must be below this; 8 is one byte a byte."
-    )
-    candidate: str = Field(
-        "best",
-        pattern=LABEL_PATTERN,
-        description="Which of tonight's models is put to the gate. best: what compress.budget chose. Else dense or a recipe's name.",
-    )
-    seed: int = Field(0, ge=0, description="Of the resampling.")

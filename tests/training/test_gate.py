@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.evaluate.gate import Evidence, decide, upper_bound
-from training.specs import GateSpec
+from training.gate_spec import GateSpec
 
 
 def evidence(nats: np.ndarray, size: int = 1000) -> Evidence:

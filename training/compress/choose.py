@@ -20,9 +20,9 @@ from spark_jobs.requests import Outcome, Request
 from training.compress.pareto import front, picture
 from training.compress_spec import BudgetSpec
 from training.evaluate.gate import Evidence, evidence_of, upper_bound
+from training.gate_spec import GateSpec
 from training.inputs import input_uri
 from training.manifests import Measurement, ModelFolder, Scorecard
-from training.specs import GateSpec
 
 DENSE = "dense"
 TWO_SIDED = 0.95

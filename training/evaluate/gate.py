@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from spark_jobs.requests import Outcome, Request
+from training.gate_spec import GateSpec
 from training.inputs import input_uri
 from training.manifests import Scorecard
-from training.specs import GateSpec
 
 
 @dataclass(frozen=True)
