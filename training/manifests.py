@@ -75,8 +75,18 @@ class Verdict(Handle):
     num_documents: int = 0
 
 
+class Evidence(Handle):
+    """`data/ROLE.json`: copies of the manifests behind a decision about the champion (candidate, verdict, corpus, scorecards ...),
+    `data/verdict/verdict.json`: the numbers. `parents`: the outputs whose manifests they are. num_rows = manifests.
+    """
+
+    kind: ClassVar[str] = "evidence"
+    candidate: str
+    verdict: str
+
+
 class Release(Handle):
-    """`data/release.json`: registered version, alias, evidence. decision: promoted | kept."""
+    """`data/release.json`: registered version, alias, evidence. decision: promoted | kept | awaiting (a person)."""
 
     kind: ClassVar[str] = "releases"
     decision: str
@@ -194,3 +204,30 @@ class CompressionChoice(Handle):
     reason: str
     minimize: str
     max_loss: float
+
+
+class WatchReference(Handle):
+    """`data/reference.json`, `data/texts.safetensors`: what the corpus of `model` looks like in the bins of traffic, and how the
+    model writes; see training/watch/reference.py. num_rows = documents drawn, of num_documents with num_tokens.
+    """
+
+    kind: ClassVar[str] = "watch-references"
+    model: str
+    num_documents: int
+    num_tokens: int
+    num_scored: int
+    num_answers: int
+
+
+class WatchReport(Handle):
+    """`data/report.json`: every check of one window of traffic with value, threshold, p-value, n and outcome; `data/page.html`:
+    the same with distributions, for the browser. status: ok | alarm | too few. alarms: names of checks. num_rows = checks.
+    """
+
+    kind: ClassVar[str] = "watch-reports"
+    model: str
+    status: str
+    start: str
+    end: str
+    num_requests: int
+    alarms: tuple[str, ...] = ()

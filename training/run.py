@@ -53,7 +53,7 @@ JOBS = {  # name -> module whose `run` (or what is named) does it, imported when
     "measure": "training.compress.measure",
     "choose": "training.compress.choose",
     "evaluate": "training.evaluate.job",
-    "gate": "training.evaluate.gate",
+    "gate": "training.evaluate.gate_job",
     "import-model": "training.finetune.import_model",
     "finetune": "training.finetune.main",
     "export-task": "training.finetune.export",
@@ -64,6 +64,7 @@ JOBS = {  # name -> module whose `run` (or what is named) does it, imported when
     "average-models": "training.finetune.ensemble:average_models",
     "augment": "training.augment.job",
     "generate": "training.generate",
+    "watch-reference": "training.watch.snapshot",
 }
 
 

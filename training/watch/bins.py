@@ -30,15 +30,20 @@ def bin_of(value: float, edges: tuple[float, ...]) -> int:
     return int(np.searchsorted(edges, value, side="right")) - 1
 
 
-def bucket_counts(ids: NDArray[np.integer] | Sequence[int]) -> Counts:
-    """int64 (256,): tokens by the upper eight bits of a multiplicative hash of their id.
+def buckets_of(ids: NDArray[np.integer] | Sequence[int]) -> NDArray[np.uint8]:
+    """Upper eight bits of a multiplicative hash of each id.
 
     A hash, not the id modulo 256: byte-level vocabularies keep bytes in order at the front, and frequent merges next.
-    The counts show that the mixture of tokens moved, never which tokens they were: a bucket is shared by 1/256 of the
-    vocabulary.
+    Counts of buckets show that the mixture of tokens moved, never which tokens they were: a bucket is shared by 1/256 of
+    the vocabulary.
     """
     hashed = (np.asarray(ids, np.uint64) * np.uint64(KNUTH)) & np.uint64(0xFFFFFFFF)
-    return np.bincount((hashed >> np.uint64(24)).astype(np.int64), minlength=NUM_BUCKETS).astype(np.int64)
+    return (hashed >> np.uint64(24)).astype(np.uint8)
+
+
+def bucket_counts(ids: NDArray[np.integer] | Sequence[int]) -> Counts:
+    """int64 (256,): tokens a bucket."""
+    return np.bincount(buckets_of(ids), minlength=NUM_BUCKETS).astype(np.int64)
 
 
 def repeated_share(ids: Sequence[int]) -> float:
