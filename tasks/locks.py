@@ -109,6 +109,11 @@ def _take_over(path: Path, token: str, body: dict[str, object]) -> Lock | None:
         claim.unlink()
 
 
+def is_live(path: Path) -> bool:
+    """Whether there is a lock at `path`, and its owner lives."""
+    return path.exists() and not _is_dead(path)
+
+
 def _is_dead(path: Path) -> bool:
     try:
         age_s = time.time() - path.stat().st_mtime

@@ -49,10 +49,12 @@ def parse_night(text: str) -> str:
 
 
 class NightRecord(Frozen):
-    """What a night has produced so far. Rewritten whole, by rename, after each step."""
+    """What a night has produced so far. Rewritten whole, by rename, after each step. retired: steps whose outputs maintenance
+    has removed since."""
 
     night: str
     outputs: dict[str, Parent] = Field(default_factory=dict)
+    retired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,32 @@ class Workspace:
         entry = Parent(role=step, address=handle.address, digest=handle.digest)
         if record.outputs.get(step) == entry:
             return
-        write_atomic(
-            self.root / "nights" / f"{night}.json",
-            NightRecord(night=night, outputs=record.outputs | {step: entry}).model_dump_json(indent=1) + "\n",
-        )
+        retired = tuple(name for name in record.retired if name != step)
+        self._write(NightRecord(night=night, outputs=record.outputs | {step: entry}, retired=retired))
+
+    def retire(self, night: str, addresses: set[str]) -> None:
+        """Note in the night's record that outputs at these addresses are gone."""
+        record = self.record(night)
+        gone = {step for step, entry in record.outputs.items() if entry.address in addresses}
+        if gone:
+            left = {step: entry for step, entry in record.outputs.items() if step not in gone}
+            self._write(NightRecord(night=night, outputs=left, retired=tuple(sorted({*record.retired, *gone}))))
+
+    def _write(self, record: NightRecord) -> None:
+        write_atomic(self.root / "nights" / f"{record.night}.json", record.model_dump_json(indent=1) + "\n")
 
     def output(self, night: str, step: str, handle: type[H], producer: str) -> H:
         """The output of an earlier step of this night. `producer` is the deployment that makes it.
 
         Raises: RequestError if the night has none yet.
         """
-        entry = self.record(night).outputs.get(step)
+        record = self.record(night)
+        entry = record.outputs.get(step)
+        if entry is None and step in record.retired:
+            raise RequestError(
+                f"night {night} of {self.name}: maintenance has removed the output of step {step}; run that night again to make "
+                "it anew"
+            )
         if entry is None:
             raise RequestError(
                 f"night {night} of {self.name} has no output of step {step} in {self.root}; run {producer} for that night first"
