@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.engine import current_engine
 from tasks.steps import Step
@@ -75,15 +77,20 @@ def score_model(
     )  # fmt: skip
 
 
-def decide(candidate: Scorecard, champion: Scorecard | None, spec: GateSpec) -> Verdict:
-    """Candidate against champion on the same documents -> promote or keep, with the numbers."""
+def decide(
+    candidate: Scorecard, champion: Scorecard | None, spec: GateSpec, beside: Mapping[str, Handle] | None = None
+) -> Verdict:
+    """Candidate against champion on the same documents -> promote or keep, with the numbers.
+
+    beside: what else is known of them: `candidate_benchmarks`, `champion_benchmarks`, and for guards `<side>_model`, `<side>_speed`.
+    """
     engine = current_engine()
     inputs: dict[str, Handle] = {"candidate": candidate}
     if champion is not None:
-        inputs["champion"] = champion
+        inputs |= {"champion": champion} | dict(beside or {})
     return engine.run(
         Step(
-            name="gate", handle=Verdict, entry="training.evaluate.gate", spec=spec, night=engine.night, dated=True,
+            name="gate", handle=Verdict, entry="training.evaluate.gate_job", spec=spec, night=engine.night, dated=True,
             inputs=inputs, libraries=("numpy",), app="torch",
         )
     )  # fmt: skip

@@ -19,7 +19,8 @@ import numpy as np
 from spark_jobs.requests import Outcome, Request
 from training.compress.pareto import front, picture
 from training.compress_spec import BudgetSpec
-from training.evaluate.gate import Evidence, evidence_of, upper_bound
+from training.evaluate.evidence import Evidence, evidence_of
+from training.evaluate.paired_bounds import compare
 from training.gate_spec import GateSpec
 from training.inputs import input_uri
 from training.manifests import Measurement, ModelFolder, Scorecard
@@ -109,7 +110,8 @@ def loss_of(ours: np.ndarray, theirs: np.ndarray, spec: BudgetSpec) -> tuple[flo
         return float("inf"), float("inf")
     loss = float(_bits(ours.sum(axis=0)) - _bits(theirs.sum(axis=0)))
     drawn = GateSpec(confidence=spec.confidence, replicates=spec.replicates, seed=spec.seed)
-    return loss, upper_bound(ours, theirs, drawn)
+    bits = np.array([1 / np.log(2), 1.0])
+    return loss, compare(ours * bits, theirs * bits, drawn).upper(spec.confidence)
 
 
 def interval(scores: np.ndarray, spec: BudgetSpec) -> tuple[float, float]:
