@@ -2,7 +2,7 @@
 
     python examples/load_champion.py [PIPELINE] [PROMPT]
 
-Nothing of Nightmill is imported: the ledger is JSON Lines, the model a Hugging Face folder.
+Nothing of Nightmill is imported: the pointer is JSON, the model a Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def champion_folder(pipeline: str) -> Path:
-    """The folder of the model that won the last gate."""
+    """The folder of the model that is champion now."""
     workspace = Path(os.environ.get("NIGHTMILL_HOME", "var")) / "workspaces" / pipeline
-    decisions = [json.loads(line) for line in (workspace / "ledger.jsonl").read_text().splitlines()]
-    return workspace / decisions[-1]["champion"] / "data"
+    pointer = json.loads((workspace / "champion.json").read_text())
+    return workspace / pointer["address"] / "data"
 
 
 def main() -> None:

@@ -95,6 +95,28 @@ def _parser() -> argparse.ArgumentParser:
         _add_lineage_arguments(command, name)
         command.set_defaults(command=_lazy(f"flows.{name}_command", name))
 
+    promote = commands.add_parser(
+        "promote", help="make a registered model champion by hand, or answer what awaits approval"
+    )
+    _add_hand_arguments(promote)
+    target = promote.add_mutually_exclusive_group()
+    target.add_argument(
+        "--night", default="", metavar="DATE", help="the candidate of that night; default: what awaits approval"
+    )
+    target.add_argument("--version", default="", metavar="N", help="that version of the registry")
+    how = promote.add_mutually_exclusive_group()
+    how.add_argument("--force", action="store_true", help="also against the gate, an earlier rollback or rejection")
+    how.add_argument("--reject", action="store_true", help="refuse what awaits approval; the champion stays")
+    how.add_argument(
+        "--repair", action="store_true", help="only make champion.json and MLflow's aliases say what the ledger says"
+    )
+    promote.set_defaults(command=_lazy("flows.promote_command", "promote_model"))
+
+    rollback = commands.add_parser("rollback", help="restore the champion before the present one")
+    _add_hand_arguments(rollback)
+    rollback.add_argument("--to", default="", metavar="VERSION", help="an earlier champion's; default: the one before")
+    rollback.set_defaults(command=_lazy("flows.promote_command", "rollback"))
+
     report = commands.add_parser("report", help="pages and tables about a night")
     reports = report.add_subparsers(metavar="what", required=True)
     page = reports.add_parser("night", help="write the page of a night anew and print its path")
@@ -134,6 +156,12 @@ def _add_night_arguments(parser: argparse.ArgumentParser, default_night: str = "
     parser.add_argument(
         "--night", default="", metavar="DATE", help=f"logical night, YYYY-MM-DD; default: {default_night}"
     )
+
+
+def _add_hand_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", help="preset or YAML file that names the pipeline")
+    parser.add_argument("--why", default="", metavar="TEXT", help="kept in the ledger beside who and when")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
 
 
 def _add_lineage_arguments(parser: argparse.ArgumentParser, name: str) -> None:

@@ -37,6 +37,11 @@ class StepBusy(NightmillError):
     """Another live run holds the lock of this step."""
 
 
+class ChampionMoved(NightmillError):
+    """The champion is another one than the gate compared with. The gate is asked again."""
+
+
 ERRORS: dict[str, type[NightmillError]] = {
-    cls.__name__: cls for cls in (RequestError, DataError, QualityError, TrainingError, JobCrashed, DiskFull, StepBusy)
+    cls.__name__: cls
+    for cls in (RequestError, DataError, QualityError, TrainingError, JobCrashed, DiskFull, StepBusy, ChampionMoved)
 }

@@ -18,7 +18,7 @@ from pyarrow import dataset
 from spark_jobs.errors import DataError, RequestError
 from spark_jobs.manifests import MANIFEST, Corpus, Documents, Frozen, Handle, NightData, TokenShards
 from spark_jobs.snapshot import is_origin
-from tasks.ledger import read_ledger
+from tasks.ledger import champion_now
 from tasks.workspace import Workspace
 from training.manifests import Checkpoint, ModelFolder, Release
 
@@ -112,7 +112,8 @@ class Lineage:
 
     @cached_property
     def champion(self) -> str:
-        return next((line.champion for line in reversed(read_ledger(self.workspace)) if line.champion), "")
+        champion = champion_now(self.workspace)
+        return champion.address if champion else ""
 
     def load(self, kind: type[H], address: str) -> H:
         return kind.load(self.workspace.at(address))

@@ -19,12 +19,13 @@ from tasks.server_databases import prepare_database
 from tasks.servers import servers_folder, tracking_uri
 from tasks.tracking_store import experiment_of, now_ms
 from tasks.workspace import Workspace, home
-from training.manifests import ModelFolder, Verdict
+from training.manifests import Evidence, ModelFolder, Verdict
+from training.release_card import release_card
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ALIAS = "champion"
+CHAMPION, CANDIDATE = "champion", "candidate"  # the aliases; candidate: of what waits for a person
 MODEL_DIGEST = "nightmill.model_sha256"
 SERVING_MODEL = Path(__file__).parent.parent / "training" / "serving_model.py"
 SERVING_LIBRARIES = ("mlflow", "torch", "transformers", "pandas")
@@ -34,47 +35,68 @@ FORMAT_LIBRARIES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def register(workspace: Workspace, model: ModelFolder, verdict: Verdict, corpus: Corpus) -> str:
-    """Version of the model in the registry under the pipeline's name, made if this model has none.
+def register(workspace: Workspace, model: ModelFolder, verdict: Verdict, corpus: Corpus, evidence: Evidence) -> str:
+    """Version of the model in the registry under the pipeline's name, made if this model has none; its tags and its description, the
+    model card, are of the newest verdict on it.
 
     Raises: NightmillError if MLflow does not take it; DataError if its copy differs from the folder.
     """
     client = _client()
+    tags = version_tags(model, verdict, corpus, evidence)
+    card = release_card(workspace.name, model, verdict, corpus, evidence)
     found = _version_of(client, workspace.name, model)
     if found is not None:
+        _renew(client, workspace.name, found, tags, card)
         return found
-    tags = version_tags(model, verdict, corpus)
     experiment_id = experiment_of(client, workspace.name, servers_folder(home()) / "mlartifacts" / workspace.name)
-    model_id, location = _logged_model(client, experiment_id, model) or _log_model(client, experiment_id, model, tags)
+    model_id, location = _logged_model(client, experiment_id, model) or _log_model(
+        client, experiment_id, model, tags, card
+    )
     check_copy(location, model)
     _link_corpus(client, experiment_id, model_id, verdict, corpus)
     _create_registered_model(client, workspace.name)
     made = client.create_model_version(
-        workspace.name, f"models:/{model_id}", model_id=model_id, tags=tags, description=f"night {verdict.night}"
+        workspace.name, f"models:/{model_id}", model_id=model_id, tags=tags, description=card
     )
     return str(made.version)
 
 
-def set_champion(name: str, version: str) -> None:
-    """Move the alias. The ledger, not MLflow, remembers where it was; call under the lock that guards both."""
-    client = _client()
-    current = client.get_registered_model(name).aliases.get(ALIAS)
-    if str(current) != version:
-        client.set_registered_model_alias(name, ALIAS, version)
+def set_aliases(name: str, wanted: dict[str, str | None]) -> list[str]:
+    """Make each alias point at its version (None: be gone), look again, and say what was moved. Called by `tasks.champion` alone.
 
-
-def champion_version(name: str) -> str | None:
-    """The version that the alias points at."""
+    Raises: NightmillError if MLflow does not answer, lacks the model, or says something else afterwards.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        found = _client().get_registered_model(name).aliases.get(ALIAS)
-    except MlflowException:
-        return None
-    return None if found is None else str(found)
+        client = _client()
+        found = aliases_of(client, name)
+        moved = {alias: version for alias, version in wanted.items() if found.get(alias) != version}
+        for alias, version in moved.items():
+            if version is None:
+                client.delete_registered_model_alias(name, alias)
+            else:
+                client.set_registered_model_alias(name, alias, version)
+        after = aliases_of(client, name) if moved else found
+    except MlflowException as err:
+        raise NightmillError(
+            f"MLflow did not move the aliases of {name} ({str(err).splitlines()[0]}); ledger and champion.json are right and servers follow "
+            "them; when MLflow is well again: nightmill promote PRESET --repair"
+        ) from err
+    wrong = [alias for alias, version in wanted.items() if after.get(alias) != version]
+    if wrong:
+        raise NightmillError(
+            f"alias {wrong[0]} of {name} is {after.get(wrong[0])}, wanted {wanted[wrong[0]]}: somebody moves it too; it is for Nightmill alone, "
+            "run `nightmill promote PRESET --repair`"
+        )
+    return [f"alias {alias}: {found.get(alias, 'none')} -> {version or 'none'}" for alias, version in moved.items()]
 
 
-def version_tags(model: ModelFolder, verdict: Verdict, corpus: Corpus) -> dict[str, str]:
+def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+def version_tags(model: ModelFolder, verdict: Verdict, corpus: Corpus, evidence: Evidence) -> dict[str, str]:
     """From a version back to every byte it was made of and judged by."""
     tags = {
         MODEL_DIGEST: model.digest,
@@ -82,7 +104,7 @@ def version_tags(model: ModelFolder, verdict: Verdict, corpus: Corpus) -> dict[s
         "nightmill.scheme": model.scheme,
         "nightmill.decision": verdict.decision,
     }
-    for role, handle in (("model", model), ("verdict", verdict), ("corpus", corpus)):
+    for role, handle in (("model", model), ("verdict", verdict), ("corpus", corpus), ("evidence", evidence)):
         tags |= {f"nightmill.{role}": handle.address, f"nightmill.{role}_sha256": handle.digest}
     return tags
 
@@ -124,7 +146,19 @@ def _logged_model(client: MlflowClient, experiment_id: str, model: ModelFolder) 
     return None
 
 
-def _log_model(client: MlflowClient, experiment_id: str, model: ModelFolder, tags: dict[str, str]) -> tuple[str, Path]:
+def _renew(client: MlflowClient, name: str, version: str, tags: dict[str, str], card: str) -> None:
+    """Tags and description of a version that was judged again."""
+    found = client.get_model_version(name, version)
+    for tag, value in tags.items():
+        if found.tags.get(tag) != value:
+            client.set_model_version_tag(name, version, tag, value)
+    if found.description != card:
+        client.update_model_version(name, version, card)
+
+
+def _log_model(
+    client: MlflowClient, experiment_id: str, model: ModelFolder, tags: dict[str, str], card: str
+) -> tuple[str, Path]:
     """Copy the folder, the code that serves it, the signature and an example into MLflow.
 
     Spelt out instead of `mlflow.pyfunc.log_model`, which loads the model into this process to try the example (torch and
@@ -137,6 +171,7 @@ def _log_model(client: MlflowClient, experiment_id: str, model: ModelFolder, tag
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         _save(folder, model, logged.model_id, run_id)
+        (folder / "README.md").write_text(card)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
     if run_id:

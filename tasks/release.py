@@ -1,31 +1,49 @@
-"""Verdict -> registered version, smoke test, alias, ledger. Safe to run again after a kill at any point."""
+"""Verdict -> registered version, evidence, the test that it speaks, decision. Safe to run again after a kill at any point.
+
+Registration and the test are done before the lock of the champion is taken; under it, the decision is made and written down.
+"""
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import socket
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from spark_jobs.errors import NightmillError, StepBusy
+from spark_jobs.errors import ChampionMoved, RequestError
 from spark_jobs.manifests import Corpus
-from spark_jobs.requests import Outcome, Request
+from spark_jobs.requests import Outcome
 from tasks import registry
-from tasks.engine import Engine, current_engine
-from tasks.ledger import Champion, LedgerLine, champion_now, champion_to_beat, decided_after, write_decision
-from tasks.locks import held
+from tasks.approval import expire_overdue
+from tasks.champion import decide, deciding
+from tasks.engine import Engine, current_engine, is_planned
+from tasks.evidence import bundle
+from tasks.ledger import (
+    Champion,
+    Decision,
+    LedgerLine,
+    actor,
+    awaiting,
+    champion_now,
+    champion_to_beat,
+    overruled,
+    withdrawn,
+)
+from tasks.model_check import check_model
 from tasks.specs import ReleaseSpec
 from tasks.steps import Step
-from training.manifests import ModelFolder, Release, Verdict
-
-SMOKE_S = 600.0
+from tasks.workspace import Workspace
+from training.manifests import Evidence, ModelFolder, Release, Verdict
 
 
 def release_candidate(candidate: ModelFolder, verdict: Verdict, corpus: Corpus, spec: ReleaseSpec) -> Release:
-    """Register the candidate; if the verdict says so and the model loads and speaks, make it champion."""
+    """Register the candidate; if the verdict says so and the model loads and speaks, make it champion, or let it wait for a person.
+
+    Raises: ChampionMoved, and nothing was done, if the gate compared with another champion than there is now.
+    """
     engine = current_engine()
+    if not is_planned(verdict) and not is_planned(candidate):
+        refuse_overtaken(engine.workspace, candidate, verdict, engine.night)
     return engine.run(
         Step(
             name="release", handle=Release, entry="training.manifests", spec=spec, night=engine.night, dated=True,
@@ -35,28 +53,40 @@ def release_candidate(candidate: ModelFolder, verdict: Verdict, corpus: Corpus, 
     )  # fmt: skip
 
 
+def refuse_overtaken(workspace: Workspace, candidate: ModelFolder, verdict: Verdict, night: str) -> None:
+    """A verdict counts only against the champion it compared with; two gates at once must not both promote."""
+    champion = champion_to_beat(workspace, candidate.address, night)
+    now = champion.address if champion else ""
+    if verdict.champion != now:
+        raise ChampionMoved(
+            f"release: the champion is {now or 'none'}, the gate compared {candidate.address} with {verdict.champion or 'none'}; "
+            "evaluate-model has to compare it with the new champion"
+        )
+
+
 def _release(
     engine: Engine, candidate: ModelFolder, verdict: Verdict, corpus: Corpus, spec: ReleaseSpec, attempt: Path
 ) -> Outcome:
     workspace = engine.workspace
-    with held(workspace.lock("champion"), wait_s=SMOKE_S):
-        before = champion_to_beat(workspace, candidate.address, engine.night)
-        _refuse_stale(verdict, before)
-        version = registry.register(workspace, candidate, verdict, corpus)
-        later = decided_after(workspace, engine.night)
-        promoted = verdict.decision == "promote" and not later
-        if promoted:
-            _smoke_test(engine, candidate, spec)
-            registry.set_champion(workspace.name, version)
-        champion = (
-            Champion(address=candidate.address, digest=candidate.digest, version=version, night=engine.night)
-            if promoted
-            else champion_now(workspace)
+    if verdict.candidate != candidate.address:
+        raise RequestError(
+            f"release: the verdict of night {engine.night} is on {verdict.candidate}, the candidate is {candidate.address}; run evaluate-model again"
         )
-        why = f"{verdict.reason}; night {later} has decided since" if later else verdict.reason
-        write_decision(workspace, _line(engine.night, candidate, verdict, why, champion, before, promoted))
+    evidence = bundle(workspace, candidate, verdict, corpus)
+    version = registry.register(workspace, candidate, verdict, corpus, evidence)
+    if verdict.decision == "promote":
+        check_model(engine.applications["torch"], candidate, candidate.digest, engine.night, spec)
+    likely, _ = _decision(workspace, candidate, verdict, engine.night, spec)
+    expire_overdue(workspace, None if likely == "kept" else candidate)
+    with deciding(workspace) as fence:
+        refuse_overtaken(workspace, candidate, verdict, engine.night)
+        decision, why = _decision(workspace, candidate, verdict, engine.night, spec)
+        decide(fence, _line(workspace, engine.night, candidate, version, verdict, evidence, decision, why, spec))
+    champion, waiting = champion_now(workspace), awaiting(workspace)
+    if decision == "awaiting" and (waiting is None or waiting.candidate != candidate.address):
+        decision = "kept"  # decided before, by a run of this night that was killed afterwards
     fields = {
-        "decision": "promoted" if promoted else "kept",
+        "decision": decision,
         "model_name": workspace.name,
         "model_version": version,
         "champion": champion.address if champion else "",
@@ -66,46 +96,35 @@ def _release(
     return Outcome(num_rows=1, format="json", fields=fields)
 
 
-def _refuse_stale(verdict: Verdict, champion: Champion | None) -> None:
-    """A verdict counts only against the champion it compared with; two gates at once must not both promote."""
-    now = champion.address if champion else ""
-    if verdict.champion != now:
-        raise StepBusy(
-            f"release: the champion is {now or 'none'}, the gate compared with {verdict.champion or 'none'}; another run "
-            "decided in between, run again to be compared with the new champion"
-        )
-
-
-def _smoke_test(engine: Engine, candidate: ModelFolder, spec: ReleaseSpec) -> None:
-    """Load the folder in plain transformers, in a process of its own, and let it continue a text."""
-    request = Request(
-        job="generate",
-        spec={"prompt": spec.smoke_prompt, "max_new_tokens": spec.smoke_tokens},
-        inputs={"model": candidate.uri},
-        out="",
-        night=engine.night,
-    )
-    answer = engine.applications["torch"].ask(request, SMOKE_S)
-    if not answer.fields.get("text"):
-        raise NightmillError(f"release: {candidate.address} loads but generates nothing; the champion stays")
+def _decision(
+    workspace: Workspace, candidate: ModelFolder, verdict: Verdict, night: str, spec: ReleaseSpec
+) -> tuple[Decision, str]:
+    """What the verdict comes to, and why, given what has been decided since."""
+    against = overruled(workspace, night) or withdrawn(workspace, candidate.address)
+    if against:
+        return "kept", f"{verdict.reason}; {against}"
+    if verdict.decision != "promote":
+        return "kept", verdict.reason
+    return ("promoted" if spec.approval == "none" else "awaiting"), verdict.reason
 
 
 def _line(
-    night: str,
-    candidate: ModelFolder,
-    verdict: Verdict,
-    why: str,
-    champion: Champion | None,
-    before: Champion | None,
-    promoted: bool,
-) -> LedgerLine:
+    workspace: Workspace, night: str, candidate: ModelFolder, version: str, verdict: Verdict, evidence: Evidence,
+    decision: Decision, why: str, spec: ReleaseSpec,
+) -> LedgerLine:  # fmt: skip
+    before = champion_to_beat(workspace, candidate.address, night)
+    champion = champion_now(workspace)
+    if decision == "promoted":
+        champion = Champion(address=candidate.address, digest=candidate.digest, version=version, night=night)
+    until = datetime.now(UTC) + timedelta(hours=spec.approval_hours)
     return LedgerLine(
         night=night,
-        decision="promoted" if promoted else "kept",
+        decision=decision,
         why=why,
-        who=os.environ.get("NIGHTMILL_ACTOR") or f"{getpass.getuser()}@{socket.gethostname()}",
+        who=actor(),
         candidate=candidate.address,
         candidate_digest=candidate.digest,
+        candidate_version=version,
         champion=champion.address if champion else "",
         champion_digest=champion.digest if champion else "",
         champion_version=champion.version if champion else "",
@@ -113,4 +132,7 @@ def _line(
         previous_version=before.version if before else "",
         evidence=verdict.address,
         evidence_digest=verdict.digest,
+        bundle=evidence.address,
+        bundle_digest=evidence.digest,
+        until=until.isoformat(timespec="seconds") if decision == "awaiting" else "",
     )

@@ -60,6 +60,7 @@ def test_shipped_file_is_applied_and_a_second_time_changes_nothing(apply, tree):
             "compress-model",
             "evaluate-model",
             "release-model",
+            "approve-model",
             "finetune",
             "tune",
             "distill",

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import Corpus, FileEntry, Handle, Parent, file_sha256
 from tasks import registry
+from tasks.evidence import bundle
 from tasks.servers import tracking_uri
 from tasks.workspace import Workspace
 from training.manifests import ModelFolder, Verdict
@@ -98,11 +99,15 @@ def corpus(workspace: Workspace) -> Corpus:
     )
 
 
+def registered(workspace, model, verdict, corpus) -> str:
+    return registry.register(workspace, model, verdict, corpus, bundle(workspace, model, verdict, corpus))
+
+
 def test_registered_model_becomes_champion_and_generates_in_another_process(workspace, home, model, verdict, corpus):
-    version = registry.register(workspace, model, verdict, corpus)
-    assert registry.champion_version("demo") is None
-    registry.set_champion("demo", version)
+    version = registered(workspace, model, verdict, corpus)
     client = MlflowClient(tracking_uri(home))
+    assert registry.aliases_of(client, "demo") == {}
+    assert registry.set_aliases("demo", {"champion": version}) == ["alias champion: none -> 1"]
     champion = client.get_model_version_by_alias("demo", "champion")
     assert str(champion.version) == version == "1"
     assert champion.tags["nightmill.model_sha256"] == model.digest
@@ -122,10 +127,11 @@ def test_registered_model_becomes_champion_and_generates_in_another_process(work
 
 def test_registering_does_not_load_the_model_into_the_flow_process(workspace, model, verdict, corpus):
     script = (
-        "import sys; from tasks import registry; from tasks.workspace import Workspace\n"
+        "import sys; from tasks import registry; from tasks.evidence import bundle; from tasks.workspace import Workspace\n"
         "from spark_jobs.manifests import Corpus; from training.manifests import ModelFolder, Verdict\n"
         f"model, verdict, corpus = ModelFolder.load({model.uri!r}), Verdict.load({verdict.uri!r}), Corpus.load({corpus.uri!r})\n"
-        "registry.register(Workspace.of('demo'), model, verdict, corpus)\n"
+        "workspace = Workspace.of('demo')\n"
+        "registry.register(workspace, model, verdict, corpus, bundle(workspace, model, verdict, corpus))\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -133,20 +139,20 @@ def test_registering_does_not_load_the_model_into_the_flow_process(workspace, mo
 
 
 def test_same_model_registered_twice_keeps_its_version(workspace, model, verdict, corpus):
-    assert registry.register(workspace, model, verdict, corpus) == registry.register(workspace, model, verdict, corpus)
+    assert registered(workspace, model, verdict, corpus) == registered(workspace, model, verdict, corpus)
 
 
 def test_release_killed_before_the_version_was_made_reuses_the_logged_model(workspace, home, model, verdict, corpus):
-    version = registry.register(workspace, model, verdict, corpus)
+    version = registered(workspace, model, verdict, corpus)
     client = MlflowClient(tracking_uri(home))
     source = client.get_model_version("demo", version).source
     client.delete_model_version("demo", version)
-    again = registry.register(workspace, model, verdict, corpus)
+    again = registered(workspace, model, verdict, corpus)
     assert client.get_model_version("demo", again).source == source
 
 
 def test_copy_that_differs_is_refused(workspace, home, model, verdict, corpus):
-    version = registry.register(workspace, model, verdict, corpus)
+    version = registered(workspace, model, verdict, corpus)
     client = MlflowClient(tracking_uri(home))
     logged = client.get_logged_model(client.get_model_version("demo", version).source.removeprefix("models:/"))
     location = Path(logged.artifact_location.removeprefix("file://"))

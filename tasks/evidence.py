@@ -1,0 +1,87 @@
+"""The evidence behind a decision about the champion: copies of the manifests it rests on, in one folder with digests.
+
+A manifest holds the sha256 of its output's files and the digests of its parents, so the bundle says to the byte what was judged, by
+what and on what, also after the outputs themselves were deleted. It is addressed by its content: made twice, it is one folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from spark_jobs.manifests import MANIFEST, Corpus, FileEntry, Parent, file_sha256
+from tasks.workspace import Workspace
+from training.manifests import Evidence, ModelFolder, Verdict
+
+DEPTH = 2  # the verdict, its scorecards, and what those were made from
+
+
+def bundle(workspace: Workspace, candidate: ModelFolder, verdict: Verdict, corpus: Corpus) -> Evidence:
+    """The bundle of one verdict, made if it is not there. What was deleted since is left out; its digest is in its child's manifest."""
+    attempt = workspace.attempt(f"evidence-{verdict.key}-{os.getpid()}")
+    shutil.rmtree(attempt, ignore_errors=True)
+    (attempt / "data").mkdir(parents=True)
+    parents = tuple(_copies(workspace, attempt / "data", candidate, verdict, corpus))
+    for path in map(Path, verdict.paths()):
+        copy = attempt / "data" / "verdict" / path.relative_to(verdict.folder())
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    files = tuple(
+        FileEntry(path=str(path.relative_to(attempt)), size_bytes=path.stat().st_size, sha256=file_sha256(path))
+        for path in sorted((attempt / "data").rglob("*"))
+        if path.is_file()
+    )
+    evidence = Evidence(
+        step="evidence", key=_key(files), night=verdict.night, format="json", num_rows=len(parents), files=files, spec={},
+        code={}, libraries={}, parents=parents, candidate=candidate.address, verdict=verdict.address,
+    )  # fmt: skip
+    (attempt / MANIFEST).write_text(evidence.canonical())
+    return _published(workspace, attempt, evidence)
+
+
+def _copies(
+    workspace: Workspace, data: Path, candidate: ModelFolder, verdict: Verdict, corpus: Corpus
+) -> Iterator[Parent]:
+    """Copy each manifest once; the role tells the way to it, e.g. `verdict.champion.model`."""
+    seen: set[str] = set()
+    first = [
+        Parent(role=role, address=handle.address, digest=handle.digest)
+        for role, handle in (("candidate", candidate), ("verdict", verdict), ("corpus", corpus))
+    ]
+    level = first
+    for _ in range(1 + DEPTH):
+        below: list[Parent] = []
+        for entry in level:
+            manifest = workspace.at(entry.address) / MANIFEST
+            if entry.address in seen or not manifest.is_file():
+                continue
+            seen.add(entry.address)
+            text = manifest.read_bytes()
+            (data / f"{entry.role}.json").write_bytes(text)
+            yield entry
+            if not entry.address.startswith(Corpus.kind + "/"):  # which names its nights itself, however many
+                below += [
+                    Parent(role=f"{entry.role}.{up['role']}", address=up["address"], digest=up["digest"])
+                    for up in json.loads(text)["parents"]
+                ]
+        level = below
+
+
+def _key(files: tuple[FileEntry, ...]) -> str:
+    return hashlib.sha256("".join(f"{f.path} {f.sha256}\n" for f in files).encode()).hexdigest()[:16]
+
+
+def _published(workspace: Workspace, attempt: Path, evidence: Evidence) -> Evidence:
+    target = workspace.at(evidence.address)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not (target / MANIFEST).is_file():
+        try:
+            attempt.rename(target)
+        except OSError:  # another run was faster; it is the same folder
+            Evidence.load(target)
+    shutil.rmtree(attempt, ignore_errors=True)
+    return Evidence.load(target)
