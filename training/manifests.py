@@ -231,3 +231,38 @@ class WatchReport(Handle):
     end: str
     num_requests: int
     alarms: tuple[str, ...] = ()
+
+
+class BenchmarkAnswers(Handle):
+    """`data/answers.parquet`: what a model answered to one shard of a benchmark: id, request (its place in the item), kind,
+    log_likelihood, num_tokens, greedy, text, finish, flags; see training/benchmarks/requests.py. Of harness tasks
+    `data/items.parquet` and `data/scores.json` as of a BenchmarkScorecard, and no answers. num_rows = requests (items).
+    """
+
+    kind: ClassVar[str] = "benchmark-answers"
+    model: str
+    benchmark: str
+    num_items: int
+
+
+class CorpusOverlap(Handle):
+    """`data/overlaps.parquet`: one row an item of a benchmark: benchmark, id, num_runs (of consecutive tokens; 0: too short to
+    be judged), num_found (of them in training sequences). num_tokens: of the corpus, looked through. num_rows = items.
+    """
+
+    kind: ClassVar[str] = "corpus-overlaps"
+    corpus: str
+    num_tokens: int
+    num_contaminated: int
+
+
+class BenchmarkScorecard(Handle):
+    """`data/items.parquet`: one row an item: benchmark, id, line, prediction, gold, right (null where there is no right or
+    wrong), value (the item's part of the main metric, more is better; null: not finite), log_likelihoods, nats, num_tokens, finite,
+    tied, flags, contaminated, slices (map). `data/scores.json`: of each benchmark kind, version, main metric, every metric
+    with n, n_invalid, interval and signature, slices, counts, contamination. num_rows = items. benchmarks: names.
+    """
+
+    kind: ClassVar[str] = "benchmark-scorecards"
+    model: str
+    benchmarks: tuple[str, ...] = ()

@@ -64,6 +64,9 @@ JOBS = {  # name -> module whose `run` (or what is named) does it, imported when
     "average-models": "training.finetune.ensemble:average_models",
     "augment": "training.augment.job",
     "generate": "training.generate",
+    "answer-benchmark": "training.benchmarks.answer_job",
+    "measure-overlap": "training.benchmarks.overlap_job",
+    "score-benchmarks": "training.benchmarks.score_job",
     "watch-reference": "training.watch.snapshot",
 }
 
