@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,11 +63,11 @@ def load(reference: WatchReference) -> tuple[ReferenceCounts, Texts]:
     return ReferenceCounts.model_validate_json((folder / COUNTS).read_text()), texts
 
 
-def _flat(name: str, parts: list[NDArray[np.generic]], kind: type[np.generic]) -> dict[str, NDArray[np.generic]]:
+def _flat(name: str, parts: Sequence[NDArray[Any]], kind: type[np.generic]) -> dict[str, NDArray[Any]]:
     lengths = np.array([len(part) for part in parts], np.int32)
     return {name: np.concatenate([np.empty(0, kind), *parts]).astype(kind), f"{name}_lengths": lengths}
 
 
-def _parts(name: str, arrays: dict[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+def _parts(name: str, arrays: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
     ends = np.cumsum(arrays[f"{name}_lengths"])
     return np.split(arrays[name], ends[:-1]) if len(ends) else []
