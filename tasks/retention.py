@@ -25,6 +25,7 @@ from tasks.workspace import Workspace
 
 LOCK = "maintenance"
 MODELS = "models/"
+EVIDENCE = "evidence/"  # copies of manifests, small, that name nothing
 ITSELF = "named by"
 
 
@@ -121,6 +122,8 @@ def _roots(outputs: Outputs, spec: RetentionSpec, now_s: float) -> Iterator[tupl
     for address in _crowned(workspace, spec.keep_champions):
         yield address, "champion, or evidence of one"
     for address in outputs.manifests:
+        if address.startswith(EVIDENCE):
+            yield address, "evidence of a decision"
         if outputs.age_hours(address, now_s) < spec.keep_hours:
             yield address, f"younger than {spec.keep_hours:g} hours"
 
