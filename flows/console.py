@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tasks.artifacts import describe_forecast
+
 if TYPE_CHECKING:  # nothing here may import prefect: `nightmill run` must first tell it where its server is
     from flows.report import NightReport
     from spark_jobs.manifests import Handle
     from tasks.engine import StepResult
+    from tasks.forecast import Forecast
     from tasks.steps import Step
 
 COLORS = {"ran": "green", "cached": "cyan", "failed": "red", "skipped": "yellow", "would run": "yellow"}
@@ -91,6 +94,23 @@ def step_table(steps: tuple[StepResult, ...], title: str) -> Table:
             line.why,
             line.output,
         )
+    return table
+
+
+def plan_table(steps: tuple[StepResult, ...], told: Forecast, title: str) -> Table:
+    """Like `step_table`, with what each step that would run took before, in the middle of its newest runs."""
+    expected = {line.step: line for line in told.steps}
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", no_wrap=True)
+    for name in ("seconds", "MB", "cost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    table.add_column("output", overflow="fold")
+    for line in steps:
+        columns = describe_forecast(expected.get(line.step))
+        told_line = [str(columns[name]) for name in ("seconds", "MB", "cost")]
+        table.add_row(Text(line.state, style=COLORS[line.state]), line.step, *told_line, line.why, line.output)
     return table
 
 

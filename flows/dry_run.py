@@ -9,28 +9,33 @@ from typing import Any
 from rich.table import Table
 
 from flows.specs import load_spec
-from tasks.workspace import parse_night
+from tasks.forecast import forecast
+from tasks.workspace import Workspace, parse_night
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
     """Print which steps would run, and the estimate of memory and FLOPs; with --json, one line of both."""
-    from flows.console import step_table, terminal
+    from flows.console import plan_table, terminal
     from flows.local_run import planned_steps
     from flows.run_command import NIGHTLY
     from training.pretrain.estimate import estimate
 
     spec, night = load_spec(arguments.preset, arguments.settings), parse_night(arguments.night)
     steps = planned_steps(spec, night, NIGHTLY.flow)
+    expected = forecast(Workspace.of(spec.name), steps)
     told = estimate(spec.train, spec.tokenizer.vocab_size, spec.tokenize.seq_len)
     if arguments.json:
         line = {"night": night, "steps": [step.model_dump(mode="json") for step in steps], "train": told}
+        line |= {"forecast": expected.model_dump(mode="json"), "fits": expected.fits}
         print(json.dumps(line))  # noqa: T201
         return 0
     console = terminal()
     waiting = sum(step.state == "would run" for step in steps)
-    console.print(step_table(steps, f"night {night} of {spec.name}: {waiting} of {len(steps)} steps would run"))
+    console.print(
+        plan_table(steps, expected, f"night {night} of {spec.name}: {waiting} of {len(steps)} steps would run")
+    )
     console.print(estimate_table(told, spec.train.ranks))
     return 0
 

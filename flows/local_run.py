@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from tasks.artifacts import describe_total
 from tasks.child import sweep_orphans
 from tasks.engine import Engine, StepResult, engine_in_use
+from tasks.forecast import forecast, require_room
 from tasks.machine import require_free_disk
 from tasks.servers import EmbeddedPrefect, client_environment
 from tasks.workspace import Workspace, home, parse_night
@@ -69,14 +71,20 @@ def run_or_plan(spec: NamedSpec, story: Story, arguments: argparse.Namespace) ->
 
 def print_plan(spec: NamedSpec, night: str, story: Story, as_json: bool) -> int:
     """Print what `run_here` would do. Reads manifests only; writes nothing, starts nothing."""
-    from flows.console import step_table, terminal
+    from flows.console import plan_table, terminal
 
     steps = planned_steps(spec, night, story.flow)
+    told = forecast(Workspace.of(spec.name), steps)
     if as_json:
-        print(json.dumps({"night": night, "steps": [step.model_dump(mode="json") for step in steps]}))  # noqa: T201
+        line = {"night": night, "steps": [step.model_dump(mode="json") for step in steps]}
+        print(json.dumps(line | {"forecast": told.model_dump(mode="json"), "fits": told.fits}))  # noqa: T201
     else:
         waiting = sum(step.state == "would run" for step in steps)
-        terminal().print(step_table(steps, f"night {night} of {spec.name}: {waiting} of {len(steps)} steps would run"))
+        title = f"night {night} of {spec.name}: {waiting} of {len(steps)} steps would run"
+        terminal().print(plan_table(steps, told, title))
+        terminal().print(describe_total(told), highlight=False)
+        if not told.fits:
+            terminal().print("[red]does not fit on this disk: a run would be refused[/red]")
     return 0
 
 
@@ -92,6 +100,7 @@ def _run(spec: NamedSpec, night: str, story: Story, console: Console, started: f
     from flows.engines import engine_for
 
     planned = planned_steps(spec, night, story.flow)
+    require_room(Workspace.of(spec.name), forecast(Workspace.of(spec.name), planned))
     work_left = any(step.state == "would run" for step in planned)
     with engine_for(spec, night, ConsoleObserver(console), tracked=work_left) as engine:
         _start_early(engine, planned)

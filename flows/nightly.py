@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.announce import announce
 from flows.compress_model import compress_model
 from flows.evaluate_model import evaluate_model
 from flows.night import open_night
@@ -28,6 +29,7 @@ def nightly(spec: NightlySpec, night: str = "") -> NightReport:
         night: Logical night as YYYY-MM-DD. Empty: tonight (UTC), or the scheduled start.
     """
     with open_night(spec, night) as tonight:
+        announce(tonight)
         try:
             reports = [place(prepare_corpus, tonight)]
             if not reports[0].stopped:

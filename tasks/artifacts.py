@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from tasks.engine import StepResult
+    from tasks.forecast import Forecast, StepForecast
     from tasks.steps import Step
 
 P = ParamSpec("P")
@@ -63,13 +64,58 @@ def publish_night_table(steps: list[StepResult], night: str, decision: str) -> N
                 "state": line.state,
                 "why": line.why,
                 "seconds": round(line.seconds, 1),
+                "cpu seconds": round(line.cpu_seconds, 1),
+                "gpu seconds": round(line.gpu_seconds, 1),
+                "cost": round(line.cost, 4),
                 "rows": line.rows,
                 "output": line.output,
             }
             for line in steps
         ],
-        description=f"Night {night}: {decision}",
+        description=f"Night {night}: {decision}"
+        + (f" Cost {cost:,.4f}." if (cost := sum(line.cost for line in steps)) else ""),
     )
+
+
+@never_fails
+def publish_plan(steps: list[StepResult], told: Forecast, night: str) -> None:
+    """What the night will run, why, and what it is expected to take, as an artifact `plan`, a version a night."""
+    from prefect.artifacts import create_table_artifact
+
+    expected = {line.step: line for line in told.steps}
+    create_table_artifact(
+        key="plan",
+        table=[
+            {"step": line.step, "state": line.state, "why": line.why} | describe_forecast(expected.get(line.step))
+            for line in steps
+        ],
+        description=f"Night {night}: {describe_total(told)}",
+    )
+
+
+def describe_forecast(line: StepForecast | None) -> dict[str, Any]:
+    """Columns of a step in a plan; blank where nothing is known or nothing will run."""
+    if line is None or not line.num_runs:
+        return {"seconds": "" if line is None else "never ran", "MB": "", "cost": ""}
+    return {
+        "seconds": round(line.seconds, 1), "MB": round(line.written_bytes / 1e6, 1),
+        "cost": round(line.cost, 4) if line.cost else "",
+    }  # fmt: skip
+
+
+def describe_total(told: Forecast) -> str:
+    """One line for people: how long, how much, at what cost."""
+    if not told.steps:
+        return "nothing to run"
+    parts = [f"about {told.seconds:,.0f} s of steps", f"{told.cpu_seconds:,.0f} CPU-seconds"]
+    if told.gpu_seconds:
+        parts.append(f"{told.gpu_seconds:,.0f} GPU-seconds")
+    parts.append(f"{told.written_bytes / 1e6:,.1f} MB to write, {told.free_bytes / 1e9:,.1f} GB free")
+    if told.cost:
+        parts.append(f"cost {told.cost:,.4f}")
+    if told.unknown:
+        parts.append(f"without the {len(told.unknown)} that never ran here")
+    return ", ".join(parts)
 
 
 @never_fails

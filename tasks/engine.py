@@ -16,6 +16,7 @@ from spark_jobs.manifests import Frozen, Handle
 from spark_jobs.requests import Outcome, Request
 from tasks.application import Application, AppName
 from tasks.locks import Lock, held
+from tasks.prices import Prices
 from tasks.publishing import SCRATCH, publish
 from tasks.steps import PLANNED, Step, find
 from tasks.usage import Meter, Usage
@@ -33,6 +34,8 @@ class StepResult(Frozen):
     why: str
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    cost: float = 0.0
     peak_mb: float = 0.0
     rows: int | None = None
     output: str = ""
@@ -168,7 +171,8 @@ class Engine:
         _clear(attempt)
         with Meter(self._family_of(step)) as meter:
             outcome = self._work(step, attempt)
-        return publish(step, self.workspace, attempt, outcome, meter.usage, lock), meter.usage
+        usage = _priced(step, meter.usage)
+        return publish(step, self.workspace, attempt, outcome, usage, lock), usage
 
     def _work(self, step: Step[H], attempt: Path) -> Outcome:
         if step.app == "inline":
@@ -202,6 +206,13 @@ class Engine:
 
 def _cached(handle: Handle, why: str) -> StepResult:
     return StepResult(step=handle.step, state="cached", why=why, rows=handle.num_rows, output=handle.address)
+
+
+def _priced(step: Step[Any], usage: Usage) -> Usage:
+    prices = Prices.of_this_machine()
+    gpu_seconds = usage.seconds * prices.gpus if step.app == "torch" else 0.0
+    cost = prices.cost(usage.cpu_seconds, gpu_seconds)
+    return usage.model_copy(update={"gpu_seconds": round(gpu_seconds, 2), "cost": round(cost, 6)})
 
 
 def _clear(attempt: Path) -> None:

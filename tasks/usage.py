@@ -17,10 +17,13 @@ INTERVAL_S = 0.5
 
 
 class Usage(Frozen):
-    """Cost of one step. peak_mb is resident memory of all processes together, in MiB."""
+    """Cost of one step. peak_mb is resident memory of all processes together, in MiB. gpu_seconds: seconds times accelerators
+    occupied; cost: in the currency of `tasks.prices`, 0 without prices."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    cost: float = 0.0
     peak_mb: float = 0.0
 
 
