@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument("--plan", action="store_true", help="only say which steps would run, and why")
     distill.set_defaults(command=_lazy("flows.distill_command", "distill"))
 
+    evaluate = commands.add_parser("evaluate", help="ask a model benchmarks from local folders, or the harness's tasks")
+    _add_night_arguments(evaluate)
+    evaluate.add_argument("--json", action="store_true", help="end with one JSON line on stdout")
+    evaluate.add_argument("--plan", action="store_true", help="only say which steps would run, and why")
+    evaluate.set_defaults(command=_lazy("flows.evaluate_command", "evaluate"))
+
     compress = commands.add_parser(
         "compress", help="make smaller candidates of a night's model, and choose within a budget"
     )
@@ -127,6 +133,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_night_arguments(candidates)
     candidates.set_defaults(command=_lazy("flows.thresholds_command", "report_thresholds"))
 
+    serve = commands.add_parser("serve", help="answer requests with a pipeline's champion, or any model folder")
+    _add_serve_arguments(serve)
+    serve.set_defaults(command=_lazy("flows.serve_command", "serve_command"))
+
+    maintenance = commands.add_parser("maintenance", help="remove outputs of old nights that nothing needs any more")
+    maintenance.add_argument("preset", help="name of a preset, or a YAML file")
+    maintenance.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting"
+    )
+    maintenance.add_argument("--dry-run", action="store_true", help="only say what would go")
+    maintenance.add_argument("--json", action="store_true", help="end with one JSON line on stdout")
+    maintenance.set_defaults(command=_lazy("flows.maintenance_command", "maintenance"))
+
     doctor = commands.add_parser("doctor", help="check Python, Java, memory, disk, ports, versions")
     doctor.add_argument("--json", action="store_true", help="print one JSON line")
     doctor.set_defaults(command=_lazy("flows.doctor", "doctor"))
@@ -146,6 +165,24 @@ def _parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, help=text).set_defaults(command=_lazy("flows.server_commands", name))
     return parser
+
+
+def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", default="", metavar="PRESET", help="or `key`, to make a key")
+    parser.add_argument("key_name", nargs="?", default="", metavar="NAME", help="of a new key")
+    parser.add_argument("--model", default="", metavar="FOLDER", help="a Hugging Face folder, instead of a champion")
+    parser.add_argument("--name", default="", help="of the model in requests; default: the pipeline's, or the folder's")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; others than loopback want keys")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--replicas", type=int, default=1, help="processes behind the port")
+    parser.add_argument("--keys", default="", metavar="FILE", help="who may ask; see `nightmill serve key`")
+    parser.add_argument("--no-keys", action="store_true", help="let other machines ask without a key")
+    parser.add_argument("--log", metavar="FILE", help="lines of requests; -: standard output; '': none")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="a=b", help="change a limit, see docs/serving.md"
+    )
+    parser.add_argument("--rate", type=float, default=600.0, help="of a new key: requests a minute")
+    parser.add_argument("--json", action="store_true", help="of a new key: print one JSON line")
 
 
 def _add_night_arguments(parser: argparse.ArgumentParser, default_night: str = "today in UTC") -> None:

@@ -18,6 +18,7 @@ from spark_jobs.specs import (
     TokenizerSpec,
     TokenizeSpec,
 )
+from tasks.retention_spec import RetentionSpec
 from tasks.specs import ReleaseSpec
 from training.gate_spec import GateSpec
 from training.specs import CompressSpec, EvaluateSpec, TrainSpec
@@ -46,6 +47,7 @@ class NightlySpec(Frozen):
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     release: ReleaseSpec = ReleaseSpec()
+    retention: RetentionSpec = RetentionSpec()
 
     @model_validator(mode="after")
     def recipes_fit_the_model(self) -> NightlySpec:

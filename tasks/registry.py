@@ -41,7 +41,7 @@ def register(workspace: Workspace, model: ModelFolder, verdict: Verdict, corpus:
 
     Raises: NightmillError if MLflow does not take it; DataError if its copy differs from the folder.
     """
-    client = _client()
+    client = registry_client()
     tags = version_tags(model, verdict, corpus, evidence)
     card = release_card(workspace.name, model, verdict, corpus, evidence)
     found = _version_of(client, workspace.name, model)
@@ -69,7 +69,7 @@ def set_aliases(name: str, wanted: dict[str, str | None]) -> list[str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        client = _client()
+        client = registry_client()
         found = aliases_of(client, name)
         moved = {alias: version for alias, version in wanted.items() if found.get(alias) != version}
         for alias, version in moved.items():
@@ -120,7 +120,8 @@ def check_copy(location: Path, model: ModelFolder) -> None:
             raise DataError(f"{copy}: not the bytes of {model.uri}; delete {location} and run release-model again")
 
 
-def _client() -> MlflowClient:
+def registry_client() -> MlflowClient:
+    """Of the server that is up, or of its database."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow

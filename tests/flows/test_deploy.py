@@ -61,6 +61,7 @@ def test_shipped_file_is_applied_and_a_second_time_changes_nothing(apply, tree):
             "evaluate-model",
             "release-model",
             "approve-model",
+            "maintenance",
             "finetune",
             "tune",
             "distill",
