@@ -137,6 +137,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve_arguments(serve)
     serve.set_defaults(command=_lazy("flows.serve_command", "serve_command"))
 
+    backfill = commands.add_parser("backfill", help="run nights that never happened, oldest first")
+    backfill.add_argument("preset", help="name of a preset, or a YAML file")
+    backfill.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting"
+    )
+    backfill.add_argument("--first", required=True, metavar="DATE", help="oldest night, YYYY-MM-DD")
+    backfill.add_argument("--last", default="", metavar="DATE", help="newest night; default: yesterday in UTC")
+    backfill.add_argument("--json", action="store_true", help="print one JSON line a night on stdout")
+    backfill.set_defaults(command=_lazy("flows.backfill_command", "backfill"))
+
     maintenance = commands.add_parser("maintenance", help="remove outputs of old nights that nothing needs any more")
     maintenance.add_argument("preset", help="name of a preset, or a YAML file")
     maintenance.add_argument(

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,11 @@ class Story:
 
 def run_here(spec: NamedSpec, night: str, story: Story, as_json: bool) -> int:
     """Run the flow and print its step table and result; as_json: one line on stdout at the end. Returns the exit code."""
+    return run_nights(spec, [night], story, as_json)
+
+
+def run_nights(spec: NamedSpec, nights: Sequence[str], story: Story, as_json: bool) -> int:
+    """The same for several nights, one after the other, up to the first that fails."""
     started = time.monotonic()
     from flows.console import terminal
 
@@ -53,14 +58,18 @@ def run_here(spec: NamedSpec, night: str, story: Story, as_json: bool) -> int:
     require_free_disk(workspace.root)
     sweep_orphans()
     console = terminal(to_stderr=as_json)
-    console.print(f"[bold]nightmill[/bold] {spec.name}, night {night}, in {workspace.root}")
     os.environ.update(client_environment(home()))
     with EmbeddedPrefect(home()) as server:  # its imports take seconds and overlap with ours, see docs/adr/0004
         assert "prefect" not in sys.modules, "prefect reads PREFECT_API_URL once, when it is imported"
         os.environ["PREFECT_API_URL"] = server.api_url
-        report = _run(spec, night, story, console, started, server)
-    _print(report, story, console, as_json)
-    return 0 if report.status == "done" else 1
+        for night in nights:
+            console.print(f"[bold]nightmill[/bold] {spec.name}, night {night}, in {workspace.root}")
+            report = _run(spec, night, story, console, started, server)
+            _print(report, story, console, as_json)
+            if report.status != "done":
+                return 1
+            started = time.monotonic()
+    return 0
 
 
 def run_or_plan(spec: NamedSpec, story: Story, arguments: argparse.Namespace) -> int:

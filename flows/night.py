@@ -141,13 +141,16 @@ class Night:
 
 
 @contextmanager
-def open_night(spec: NightlySpec, night: str) -> Iterator[Night]:
-    """The night as one flow sees it. A flow inside another shares its engine; the outermost one makes it."""
+def open_night(spec: NightlySpec, night: str, whole: bool = False) -> Iterator[Night]:
+    """The night as one flow sees it. A flow inside another shares its engine; the outermost one makes it.
+
+    whole: this flow runs the night from end to end, also inside another flow.
+    """
     outer = engine_or_none()
     if outer is not None:
         yield Night(spec, outer.night, outer.workspace, outer, _first_result=len(outer.results))
         return
-    whole_night = not flow_run.parent_flow_run_id
+    whole_night = whole or not flow_run.parent_flow_run_id
     with engine_for(spec, parse_night(night or scheduled_night()), whole_night=whole_night) as engine:
         yield Night(spec, engine.night, engine.workspace, engine)
 

@@ -28,7 +28,7 @@ def nightly(spec: NightlySpec, night: str = "") -> NightReport:
         spec: What to do; one section a step. The defaults are the demo.
         night: Logical night as YYYY-MM-DD. Empty: tonight (UTC), or the scheduled start.
     """
-    with open_night(spec, night) as tonight:
+    with open_night(spec, night, whole=True) as tonight:
         announce(tonight)
         try:
             reports = [place(prepare_corpus, tonight)]
