@@ -6,7 +6,8 @@ from prefect import flow
 
 from flows.night import FlowReport, open_night
 from flows.specs import NightlySpec
-from spark_jobs.manifests import Corpus, TokenizerFiles
+from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
+from tasks.benchmark_steps import score_benchmarks
 from tasks.model_steps import decide, score_model
 from training.manifests import Scorecard
 
@@ -29,5 +30,11 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
             score = score_model(name, candidate, corpus, tokenizer, spec.evaluate)
         champion = tonight.champion_to_beat(candidate)
         beaten = score_model("champion", champion, corpus, tokenizer, spec.evaluate) if champion else None
-        decide(score, beaten, spec.gate)
+        beside: dict[str, Handle] = {}
+        if spec.evaluate.benchmarks:
+            for side, label, model in (("candidate", name, candidate), ("champion", "champion", champion)):
+                if model is not None:
+                    told = score_benchmarks(label, model, corpus, tokenizer, spec.evaluate.benchmarks)
+                    beside[f"{side}_benchmarks"] = told
+        decide(score, beaten, spec.gate, beside)
         return tonight.report()

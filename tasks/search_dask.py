@@ -121,7 +121,7 @@ def run_trial(job: str) -> str:
     for name in DASK_THREADS:
         os.environ.pop(name, None)
     workspace = TrialWorkspace(Path(told.root))
-    engine = WorkerEngine(workspace, told.night, _own_applications(workspace, told.night, run_log))
+    engine = WorkerEngine(workspace, told.night, own_applications(workspace, told.night, run_log))
     with engine_in_use(engine):
         labelled = LabelledSet.load(workspace.at(told.labelled))
         base = ModelFolder.load(workspace.at(told.base))
@@ -135,7 +135,7 @@ def run_trial(job: str) -> str:
     return engine.results[-1].model_copy(update={"step": told.name}).model_dump_json()
 
 
-def _own_applications(
+def own_applications(
     workspace: TrialWorkspace, night: str, on_line: Callable[[str], None]
 ) -> dict[AppName, Application]:
     if not _applications:

@@ -57,6 +57,11 @@ class BenchmarkSpec(Frozen):
             raise ValueError(f"benchmark {self.name}: harness tasks name their data themselves; leave data out")
         return self
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of the answers of its shards, as inputs of the scoring step."""
+        return tuple(f"answers.{self.name}.{shard}" for shard in range(self.shards))
+
 
 class AnswerJobSpec(Frozen):
     """One shard of a benchmark. digests: sha256 of each file it reads, so that a changed one is another request."""

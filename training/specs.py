@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from spark_jobs.manifests import Frozen
+from training.benchmark_spec import BenchmarkSpec, check_names
 from training.compress_spec import BudgetSpec, CalibrationSpec, MeasureSpec, RecipeSpec
 from training.loop_spec import LoopSpec
 from training.named_recipes import NAMED, recipe_of
@@ -151,3 +152,15 @@ class EvaluateSpec(Frozen):
         64, ge=1, description="Tokens of context a later window of a long document sees again, unscored."
     )
     batch_tokens: int = Field(8192, ge=256, description="Tokens scored at once; changes speed, not numbers.")
+    benchmarks: tuple[BenchmarkSpec, ...] = Field(
+        (), description="Asked of the candidate and of the champion beside the documents; docs/evaluation.md."
+    )
+
+    # Benchmarks are steps of their own: what documents score does not depend on them.
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"benchmarks"})
+
+    @field_validator("benchmarks")
+    @classmethod
+    def names_differ(cls, benchmarks: tuple[BenchmarkSpec, ...]) -> tuple[BenchmarkSpec, ...]:
+        check_names(benchmarks)
+        return benchmarks

@@ -50,7 +50,7 @@ def run(request: Request) -> Outcome:
     results: dict[str, BenchmarkResult] = {}
     items: list[Mapping[str, Any]] = []
     for one in spec.benchmarks:
-        answers = [BenchmarkAnswers.load(request.inputs[role]) for role in roles_of(one)]
+        answers = [BenchmarkAnswers.load(request.inputs[role]) for role in one.roles]
         if one.harness is not None:
             folder = Path(answers[0].folder())
             results |= read_results(folder / SCORES)
@@ -67,10 +67,6 @@ def run(request: Request) -> Outcome:
     fields = {"model": model.address, "benchmarks": tuple(results)}
     send("event", {"job": "score-benchmarks"} | {n: v for n, v in mains.items() if math.isfinite(v)})
     return Outcome(num_rows=len(items), format="parquet", columns=COLUMNS, fields=fields)
-
-
-def roles_of(spec: BenchmarkSpec) -> list[str]:
-    return [f"answers.{spec.name}.{shard}" for shard in range(spec.shards)]
 
 
 def score_benchmark(
@@ -142,7 +138,7 @@ def _item(name: str, task: TaskFile, row: Row, contaminated: bool | None) -> dic
     value = value_of(task, row)
     return {
         "benchmark": name, "id": row.item.id, "line": row.item.line, "prediction": row.prediction,
-        "gold": row.item.solution, "right": row.right if row.right is not None else _exact(task, value),
+        "gold": row.item.solution, "right": _right(task, row, value),
         "value": value if math.isfinite(value) else None, "log_likelihoods": list(row.log_likelihoods),
         "nats": row.nats if math.isfinite(row.nats) else None, "num_tokens": row.num_tokens, "finite": row.finite,
         "tied": row.tied, "flags": list(row.flags), "contaminated": contaminated,
@@ -150,9 +146,12 @@ def _item(name: str, task: TaskFile, row: Row, contaminated: bool | None) -> dic
     }  # fmt: skip
 
 
-def _exact(task: TaskFile, value: float) -> bool | None:
-    """Of written answers, whose main metric is whether they are right; None where there is no right."""
-    return value == 1.0 if task.chosen_metrics[0] == "exact_match" else None
+def _right(task: TaskFile, row: Row, value: float) -> bool | None:
+    """None where the main metric is not of right and wrong: then `value` is what two models are compared on."""
+    main = task.chosen_metrics[0]
+    if main == "exact_match":
+        return value == 1.0
+    return None if main in LESS_IS_BETTER else row.right
 
 
 def read_overlap(handle: CorpusOverlap) -> dict[tuple[str, str], bool | None]:
