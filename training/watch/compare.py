@@ -94,14 +94,18 @@ def _language(window: TrafficLine, baseline: Baseline, spec: WatchSpec) -> Check
 
 def language_bins(live: Mapping[str, int], reference: Mapping[str, int]) -> tuple[Numbers, Numbers]:
     """Counts of both, a bin for each language that is common in the reference, the last for all others."""
-    known = {code: n for code, n in reference.items() if code != UNKNOWN}
-    common = sorted(code for code, n in known.items() if n >= RARE * sum(known.values()))
+    common = common_languages(reference)
 
     def counts(told: Mapping[str, int]) -> Numbers:
         rest = sum(n for code, n in told.items() if code not in common and code != UNKNOWN)
         return np.array([*(told.get(code, 0) for code in common), rest], np.float64)
 
     return counts(live), counts(reference)
+
+
+def common_languages(reference: Mapping[str, int]) -> list[str]:
+    known = {code: n for code, n in reference.items() if code != UNKNOWN}
+    return sorted(code for code, n in known.items() if n >= RARE * sum(known.values()))
 
 
 def _length(name: CheckName) -> Callable[[TrafficLine, Baseline, WatchSpec], Check]:

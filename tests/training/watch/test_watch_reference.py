@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -75,11 +77,9 @@ def published(make, world, model) -> WatchReference:
     return snapshot(make, world, model, world.root / "watch-references" / "watch-reference-1")
 
 
-def training_documents(world) -> list[np.ndarray]:
-    import pyarrow.parquet as pq
-
+def training_documents(world, nights: int = 2) -> list[np.ndarray]:
     found = []
-    for night in world.corpus.nights:
+    for night in world.corpus.nights[:nights]:
         for path in sorted(Path(world.corpus.at(night.tokens.address)).glob("data/*.parquet")):
             for row in pq.read_table(path).to_pylist():
                 pieces = np.split(np.array(row["tokens"]), np.cumsum(row["doc_lengths"])[:-1])
@@ -105,20 +105,27 @@ def test_draw_is_of_the_seed_alone_and_each_document_once(world):
     assert len(count_corpus(world.corpus, 10_000, 0, (0, 1, 2)).drawn) == len(everything)
 
 
-def test_sources_of_weight_two_are_counted_twice_and_drawn_more_often(world, monkeypatch):
-    from training.pretrain.sequence_order import corpus_row_groups, row_facts
-    from training.watch import corpus_counts
-
-    groups = corpus_row_groups(world.corpus)
-    num_rows = sum(g.num_rows for g in groups)
-    weights = np.where(np.arange(num_rows) < num_rows // 2, 8.0, 0.0)
-    facts = row_facts(world.corpus, groups)
-    monkeypatch.setattr(
-        corpus_counts, "row_facts", lambda *_: type(facts)(weights, facts.left_out, None, 0)
-    )  # as a snapshot with weights of sources would tell
-    counted = count_corpus(world.corpus, 10, 0, (0, 1, 2))
-    assert counted.lengths.sum() == 8 * counted.num_documents
-    assert counted.num_documents < len(training_documents(world))
+def test_sequences_never_drawn_are_not_counted_and_heavier_ones_count_more(make, world):
+    """The corpus as a snapshot with weights of sources writes it."""
+    rows = pq.read_table(Path(world.corpus.at(world.corpus.nights[1].tokens.address)) / "data").num_rows
+    table = pa.table(
+        {
+            "night": [world.corpus.nights[1].night] * rows,
+            "seq_id": pa.array(range(rows), pa.int64()),
+            "pieces": pa.array([[]] * rows, pa.list_(pa.int32())),
+            "weight": [2.0 if i % 2 else 0.0 for i in range(rows)],
+        }
+    )
+    folder = world.root / "corpus" / "corpus-weighted"
+    (folder / "sequences").mkdir(parents=True)
+    pq.write_table(table, folder / "sequences" / "part-00000.parquet")
+    fields = {name: getattr(world.corpus, name) for name in ("nights", "tokenizer", "seq_len", "vocab_size")}
+    counted = count_corpus(make.publish(type(world.corpus), folder, NIGHT, rows, **fields), 10_000, 0, (0, 1, 2))
+    plain = count_corpus(world.corpus, 10_000, 0, (0, 1, 2))
+    first = len(training_documents(world, nights=1))
+    assert plain.num_documents > counted.num_documents > first
+    assert counted.lengths.sum() == first + 2 * (counted.num_documents - first)
+    assert len(counted.drawn) == counted.num_documents
 
 
 def test_published_snapshot_adds_up(published, world):
