@@ -29,6 +29,14 @@ def load_preset(kind: type[S], folder: Path, preset: str, settings: list[str]) -
     return validated(kind, tree)
 
 
+def settings_tree(settings: list[str]) -> dict[str, Any]:
+    """`a.b=c` settings alone, where there is no preset."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        _apply(tree, setting)
+    return tree
+
+
 def validated(kind: type[S], tree: dict[str, Any]) -> S:
     """Raises: RequestError, a line a problem."""
     try:
