@@ -8,8 +8,9 @@ from flows.night import FlowReport, open_night
 from flows.specs import NightlySpec
 from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.benchmark_steps import score_benchmarks
+from tasks.compress_steps import measure
 from tasks.model_steps import decide, score_model
-from training.manifests import Scorecard
+from training.manifests import ModelFolder, Scorecard
 
 
 @flow(name="evaluate-model")
@@ -17,7 +18,7 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
     """Score dense model and champion, then decide whether the candidate may replace the champion.
 
     Args:
-        spec: What to do; this flow reads `evaluate`, `compress.recipes` and `gate`.
+        spec: What to do; this flow reads `evaluate`, `compress.recipes`, `compress.measure` and `gate`.
         night: Logical night as YYYY-MM-DD, whose models are there already. Empty: tonight (UTC).
     """
     with open_night(spec, night) as tonight:
@@ -30,7 +31,7 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
             score = score_model(name, candidate, corpus, tokenizer, spec.evaluate)
         champion = tonight.champion_to_beat(candidate)
         beaten = score_model("champion", champion, corpus, tokenizer, spec.evaluate) if champion else None
-        beside: dict[str, Handle] = {}
+        beside = guarded(spec, candidate, champion) if champion else {}
         if spec.evaluate.benchmarks:
             for side, label, model in (("candidate", name, candidate), ("champion", "champion", champion)):
                 if model is not None:
@@ -38,3 +39,16 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
                     beside[f"{side}_benchmarks"] = told
         decide(score, beaten, spec.gate, beside)
         return tonight.report()
+
+
+def guarded(spec: NightlySpec, candidate: ModelFolder, champion: ModelFolder) -> dict[str, Handle]:
+    """What the guards ask for: sizes, and speeds of both on this machine tonight."""
+    sides = {"candidate": candidate, "champion": champion}
+    found: dict[str, Handle] = {}
+    if spec.gate.guards.max_bytes_ratio is not None:
+        found |= {f"{side}_model": model for side, model in sides.items()}
+    if spec.gate.guards.max_latency_ratio is not None:
+        found |= {
+            f"{side}_speed": measure(f"gate-{side}", model, spec.compress.measure) for side, model in sides.items()
+        }
+    return found

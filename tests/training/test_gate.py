@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from training.evaluate.evidence import Benchmark, Evidence
+from training.evaluate.evidence import Benchmark, Evidence, benchmarks_of
 from training.evaluate.gate import Decision, decide
 from training.evaluate.gate_tests import GateTest
 from training.evaluate.paired_bounds import compare
@@ -227,3 +230,28 @@ def test_settings_of_gates_of_before_are_still_read() -> None:
     before = {"margin": 0.01, "confidence": 0.95, "replicates": 2000, "min_documents": 20, "first_run": "promote",
               "max_first_bits_per_byte": 8.0, "candidate": "best", "seed": 0}  # fmt: skip
     assert GateSpec.model_validate(before) == GateSpec()
+
+
+def test_items_that_the_candidate_alone_has_no_score_of_keep_the_champion() -> None:
+    nats = noisy(100, 1500, 300, 1)
+    ours, theirs = answers(np.full(198, 0.9), graded=True), answers(np.full(200, 0.5), graded=True)
+    candidate = replace(evidence(nats * 0.9), benchmarks={"chrf": ours})
+    verdict = decide(candidate, replace(evidence(nats), benchmarks={"chrf": theirs}), GateSpec())
+    assert verdict.decision == "keep"
+    assert row(verdict, "benchmark chrf").outcome == "failed"
+
+
+def test_items_of_a_table_are_right_or_wrong_or_graded(tmp_path: Path) -> None:
+    """An item without a finite score is missing, never a good one."""
+    rows = [
+        ("a", "1", True, 1.0),
+        ("a", "2", False, 0.0),
+        ("b", "1", None, -2.5),
+        ("b", "2", None, None),
+        ("b", "3", None, math.nan),
+    ]
+    columns = dict(zip(("benchmark", "id", "right", "value"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    assert benchmarks_of(tmp_path / "items.parquet") == {
+        "a": Benchmark({"1": 1.0, "2": 0.0}, right_or_wrong=True), "b": Benchmark({"1": -2.5}, right_or_wrong=False)
+    }  # fmt: skip

@@ -43,15 +43,17 @@ def evidence_of(scorecard: Scorecard) -> Evidence:
 
 
 def benchmarks_of(items: Path) -> dict[str, Benchmark]:
-    """From a table of items: `right`, or `value` where an answer is more or less good. What is not finite counts as 0."""
+    """From a table of items: `right`, or `value` where an answer is more or less good. An item without a finite value is left
+    out: the gate sees that it is missing."""
     columns = ["benchmark", "id", "right", "value"]
-    present = [name for name in columns if name in pq.read_schema(items).names]
     found: dict[str, dict[str, float]] = {}
     graded: set[str] = set()
-    for row in pq.read_table(items, columns=present, use_threads=False).to_pylist():
-        right, value = row.get("right"), row.get("value")
-        if right is None:
+    for row in pq.read_table(items, columns=columns, use_threads=False).to_pylist():
+        scores = found.setdefault(row["benchmark"], {})
+        if row["right"] is not None:
+            scores[row["id"]] = float(row["right"])
+        else:
             graded.add(row["benchmark"])
-        score = float(right) if right is not None else float(value) if value is not None else 0.0
-        found.setdefault(row["benchmark"], {})[row["id"]] = score if math.isfinite(score) else 0.0
+            if row["value"] is not None and math.isfinite(row["value"]):
+                scores[row["id"]] = row["value"]
     return {name: Benchmark(values, name not in graded) for name, values in sorted(found.items())}

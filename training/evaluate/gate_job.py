@@ -11,7 +11,7 @@ from training.evaluate.evidence import Evidence, benchmarks_of, evidence_of
 from training.evaluate.gate import decide
 from training.gate_spec import GateSpec
 from training.inputs import input_uri
-from training.manifests import Measurement, ModelFolder, Scorecard
+from training.manifests import BenchmarkScorecard, Measurement, ModelFolder, Scorecard
 
 
 def run(request: Request) -> Outcome:
@@ -44,8 +44,6 @@ def run(request: Request) -> Outcome:
 def _evidence(request: Request, side: str, scorecard: Scorecard) -> Evidence:
     found, uris = evidence_of(scorecard), request.inputs
     if uris.get(f"{side}_benchmarks"):
-        from training.manifests import BenchmarkScorecard
-
         items = Path(BenchmarkScorecard.load(uris[f"{side}_benchmarks"]).folder()) / "items.parquet"
         found = replace(found, benchmarks=benchmarks_of(items))
     if uris.get(f"{side}_model"):

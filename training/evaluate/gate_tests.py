@@ -67,10 +67,11 @@ def primary_test(paired: Paired, n: int, spec: GateSpec) -> GateTest:
 
 @dataclass(frozen=True)
 class OnItems:
-    """Two models on one benchmark: on the items that both have answered."""
+    """Two models on one benchmark: on the n items that both have a score of. num_lost: the champion alone has one."""
 
     name: str
     n: int
+    num_lost: int
     compared: Paired | Shares
 
 
@@ -86,16 +87,17 @@ def on_items(candidate: Evidence, champion: Evidence, spec: GateSpec) -> list[On
 
 def _on_items(name: str, ours: Benchmark, theirs: Benchmark, spec: GateSpec) -> OnItems:
     pairs = [(ours.values[i], theirs.values[i]) for i in sorted(ours.values.keys() & theirs.values.keys())]
+    num_lost = len(theirs.values.keys() - ours.values.keys())
     if len(pairs) < 2 or (ours.right_or_wrong and theirs.right_or_wrong):
         only_ours, only_theirs = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
-        return OnItems(name, len(pairs), Shares(only_ours, only_theirs, max(1, len(pairs))))
+        return OnItems(name, len(pairs), num_lost, Shares(only_ours, only_theirs, max(1, len(pairs))))
     one = np.ones(len(pairs))
     first, second = (np.stack([-np.array(scores), one], axis=1) for scores in zip(*pairs, strict=True))  # more is worse
-    return OnItems(name, len(pairs), compare(first, second, spec))
+    return OnItems(name, len(pairs), num_lost, compare(first, second, spec))
 
 
 def benchmark_test(told: OnItems, spec: GateSpec) -> GateTest:
-    """Not worse than the champion by the benchmark's margin."""
+    """Not worse than the champion by the benchmark's margin, and no item without a score that the champion has one of."""
     margin, one = spec.benchmark_margins.get(told.name, spec.benchmark_margin), told.compared
     row = GateTest(
         name=f"benchmark {told.name}", kind="benchmark", unit="score", margin=margin, n=told.n, outcome="untested"
@@ -108,7 +110,7 @@ def benchmark_test(told: OnItems, spec: GateSpec) -> GateTest:
         "bound": _finite(bound),
         "p": one.p_worse(margin),
         "mcnemar_p": one.mcnemar_p if isinstance(one, Shares) else None,
-        "outcome": "passed" if bound < margin else "failed",
+        "outcome": "passed" if bound < margin and not told.num_lost else "failed",
     }
     return row.model_copy(update=found)
 

@@ -14,7 +14,9 @@ docs/gate.md has the error rates of both. Shapes: N documents, R replicates.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -101,12 +103,26 @@ def compare(ours: np.ndarray, theirs: np.ndarray, spec: GateSpec, replicates: in
     return Paired(difference, float(error[0]), difference + shift_R, spread_R, spec.interval == "studentized")
 
 
-def draws(n: int, spec: GateSpec, replicates: int) -> list[np.ndarray]:
-    """How often each document is in each replicate, float64 (block, N)."""
-    rng = np.random.default_rng(spec.seed)
+def draws(n: int, spec: GateSpec, replicates: int) -> Iterable[np.ndarray]:
+    """How often each document is in each replicate, float64 (block, N). What fits in one block is kept for the next call:
+    candidates of a night are compared on the same documents."""
+    if n * replicates <= BLOCK:
+        return (_block(n, spec.seed, replicates),)
+    return _blocks(n, spec.seed, replicates)
+
+
+@lru_cache(maxsize=1)
+def _block(n: int, seed: int, replicates: int) -> np.ndarray:
+    (block,) = _blocks(n, seed, replicates)
+    return block
+
+
+def _blocks(n: int, seed: int, replicates: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
     size = max(1, BLOCK // n)
-    blocks = [min(size, replicates - start) for start in range(0, replicates, size)]
-    return [rng.multinomial(n, np.full(n, 1 / n), size=block).astype(np.float64) for block in blocks]
+    for start in range(0, replicates, size):
+        count = min(size, replicates - start)
+        yield rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
 
 
 def _deviation(sums_RK: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
