@@ -133,6 +133,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_night_arguments(candidates)
     candidates.set_defaults(command=_lazy("flows.thresholds_command", "report_thresholds"))
 
+    watch = commands.add_parser(
+        "watch", help="compare live traffic with what the champion was trained on; changes nothing"
+    )
+    watch.add_argument("preset", help="name of a preset, or a YAML file")
+    watch.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="a.b=c", help="change one setting"
+    )
+    watch.add_argument("--at", default="", metavar="TIME", help="end of the window, ISO 8601, UTC; default: now")
+    watch.add_argument("--json", action="store_true", help="print one JSON line")
+    watch.set_defaults(command=_lazy("flows.watch_command", "watch"))
+
     serve = commands.add_parser("serve", help="answer requests with a pipeline's champion, or any model folder")
     _add_serve_arguments(serve)
     serve.set_defaults(command=_lazy("flows.serve_command", "serve_command"))

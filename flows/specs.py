@@ -22,6 +22,7 @@ from tasks.retention_spec import RetentionSpec
 from tasks.specs import ReleaseSpec
 from training.gate_spec import GateSpec
 from training.specs import CompressSpec, EvaluateSpec, TrainSpec
+from training.watch.spec import WatchSpec
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -47,6 +48,7 @@ class NightlySpec(Frozen):
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     release: ReleaseSpec = ReleaseSpec()
+    watch: WatchSpec = WatchSpec()
     retention: RetentionSpec = RetentionSpec()
 
     @model_validator(mode="after")

@@ -77,12 +77,12 @@ class Verdict(Handle):
 
 class Evidence(Handle):
     """`data/ROLE.json`: copies of the manifests behind a decision about the champion (candidate, verdict, corpus, scorecards ...),
-    `data/verdict/verdict.json`: the numbers. `parents`: the outputs whose manifests they are. num_rows = manifests.
+    `data/verdict/verdict.json`: the numbers, `data/index.json`: address and sha256 of each. decision: of the verdict.
+    num_rows = manifests.
     """
 
     kind: ClassVar[str] = "evidence"
-    candidate: str
-    verdict: str
+    decision: str
 
 
 class Release(Handle):
@@ -221,11 +221,11 @@ class WatchReference(Handle):
 
 class WatchReport(Handle):
     """`data/report.json`: every check of one window of traffic with value, threshold, p-value, n and outcome; `data/page.html`:
-    the same with distributions, for the browser. status: ok | alarm | too few. alarms: names of checks. num_rows = checks.
+    the same with distributions, for the browser; `data/distributions.svg`. status: ok | alarm | too few. alarms: names of
+    checks. It names its model and snapshot in `spec` only: a report keeps nothing else from being removed. num_rows = checks.
     """
 
     kind: ClassVar[str] = "watch-reports"
-    model: str
     status: str
     start: str
     end: str

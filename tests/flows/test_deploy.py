@@ -62,6 +62,7 @@ def test_shipped_file_is_applied_and_a_second_time_changes_nothing(apply, tree):
             "release-model",
             "approve-model",
             "maintenance",
+            "watch-champion",
             "backfill",
             "finetune",
             "tune",

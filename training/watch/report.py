@@ -24,9 +24,11 @@ Status = Literal["ok", "alarm", "too few", "no traffic", "no champion"]
 
 
 class LookSpec(Frozen):
-    """One look: the settings, the window (start < at <= end, ISO, UTC), and the digest of the lines it found."""
+    """One look: the settings, the window (start < at <= end, ISO, UTC), and digests of the snapshot and of the lines found."""
 
     watch: WatchSpec
+    model: str
+    reference: str
     start: str
     end: str
     traffic_sha256: str
@@ -107,11 +109,10 @@ def baseline_of(folder: Path, reference: WatchReference, spec: WatchSpec, start:
     return traffic_baseline(prompts, total(answers, reference.model) if answers else None, snapshot, whole)
 
 
-def sights(facts: WatchFacts, silent: bool) -> dict[str, Sight]:
-    """What the look saw of each check, for the episodes; of `silent` always."""
-    seen: dict[str, Sight] = {"silent": "alarm" if silent else "clear"}
+def sights(facts: WatchFacts) -> dict[str, Sight]:
+    """What the look saw of each check, for the episodes."""
     words: Mapping[str, Sight] = {"drift": "alarm", "ok": "clear"}
-    return seen | {check.name: words.get(check.outcome, "unknown") for check in facts.checks}
+    return {check.name: words.get(check.outcome, "unknown") for check in facts.checks}
 
 
 def distributions(window: TrafficLine, baseline: Baseline) -> tuple[Distribution, ...]:

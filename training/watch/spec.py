@@ -62,7 +62,9 @@ class WatchSpec(Frozen):
     repetition_increase: float = Field(
         0.2, ge=0, lt=1, description="Mean share of repeated 4-grams, above the reference."
     )
-    silent_minutes: int = Field(10, ge=2, description="No line of any replica for so long: nothing answers any more.")
+    silent_minutes: int = Field(
+        10, ge=2, description="Without a line for so long, where requests should have come: nothing answers any more."
+    )
     resolve_windows: int = Field(2, ge=1, description="Looks in a row without the alarm before it counts as resolved.")
     keep_days: int = Field(30, ge=1, description="Days that traffic lines and watch reports are kept.")
 
