@@ -230,17 +230,18 @@ def _outputs(workspace: Any) -> list[str]:
 
 def _registry(workspace: Any) -> list[str]:
     from tasks.ledger import champion_now
-    from tasks.registry import champion_version, registry_client
+    from tasks.registry import CHAMPION, aliases_of, registry_client
     from tasks.registry_retention import MODEL
 
     champion = champion_now(workspace)
     if champion is None:
         return ["no champion"]
     pointer = json.loads((workspace.root / "champion.json").read_text())
-    wrong = []
-    if pointer["address"] != champion.address or champion_version(workspace.name) != champion.version:
-        wrong.append(f"champion: ledger {champion}, pointer {pointer}, alias {champion_version(workspace.name)}")
-    models = [v.tags[MODEL] for v in registry_client().search_model_versions(f"name = '{workspace.name}'")]
+    wrong, client = [], registry_client()
+    alias = aliases_of(client, workspace.name).get(CHAMPION)
+    if pointer["address"] != champion.address or alias != champion.version:
+        wrong.append(f"champion: ledger {champion}, pointer {pointer}, alias {alias}")
+    models = [v.tags[MODEL] for v in client.search_model_versions(f"name = '{workspace.name}'")]
     return wrong + [f"registry: {models.count(m)} versions of {m}" for m in sorted(set(models)) if models.count(m) > 1]
 
 

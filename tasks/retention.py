@@ -85,6 +85,9 @@ def plan_retention(workspace: Workspace, spec: RetentionSpec, now_s: float | Non
     kept: dict[str, str] = {}
     for address, why in _roots(outputs, spec, now_s):
         _keep(outputs, address, why, kept)
+    for address in outputs.manifests:
+        if address.startswith(EVIDENCE):  # copies of manifests: small, and complete without what they describe
+            kept.setdefault(address, "evidence of a decision")
     removed = [_removal(workspace, address, "output") for address in outputs.manifests if address not in kept]
     removed += _left_over(workspace, spec, now_s)
     return RetentionPlan(kept, tuple(sorted(removed, key=lambda r: (-r.size_bytes, r.path))))
@@ -122,8 +125,6 @@ def _roots(outputs: Outputs, spec: RetentionSpec, now_s: float) -> Iterator[tupl
     for address in _crowned(workspace, spec.keep_champions):
         yield address, "champion, or evidence of one"
     for address in outputs.manifests:
-        if address.startswith(EVIDENCE):
-            yield address, "evidence of a decision"
         if outputs.age_hours(address, now_s) < spec.keep_hours:
             yield address, f"younger than {spec.keep_hours:g} hours"
 

@@ -16,7 +16,7 @@ from tasks.locks import held
 from tasks.retention import plan_retention, remove
 from tasks.retention_spec import RetentionSpec
 from tasks.workspace import Workspace, append_line
-from training.manifests import Checkpoint, ModelFolder, Verdict
+from training.manifests import Checkpoint, Evidence, ModelFolder, Verdict
 
 OLD_S = 30 * 86400.0
 NIGHTS = [f"2026-01-{day:02d}" for day in range(1, 7)]
@@ -98,6 +98,18 @@ def test_retention_keeps_a_model_that_the_champion_was_trained_on_from_but_not_i
 
     assert folders(workspace, "models") == {"01", "03", "05", "06"}
     assert "01" not in folders(workspace, "checkpoints")
+
+
+def test_evidence_bundle_stays_without_holding_what_it_describes(workspace: Workspace) -> None:
+    model = ModelFolder.load(workspace.at(f"models/export-{NIGHTS[1].replace('-', '')}"))
+    checkpoint = Checkpoint.load(workspace.at(f"checkpoints/train-{NIGHTS[1].replace('-', '')}"))
+    bundled = {"candidate": model, "checkpoint": checkpoint}
+    publish(workspace, Evidence, "evidence-02", NIGHTS[1], bundled, decision="keep")
+
+    remove(workspace, SPEC)
+
+    assert folders(workspace, "evidence") == {"02"}
+    assert "02" not in folders(workspace, "checkpoints")
 
 
 def test_retention_keeps_everything_young(workspace: Workspace) -> None:
