@@ -15,10 +15,14 @@ from flows.specs import NightlySpec
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Corpus, Documents, Frozen, TokenizerFiles
 from spark_jobs.specs import TokenizerSpec
-from tasks.engine import Engine, StepResult, engine_or_none, is_planned
+from tasks.engine import LOCK_WAIT_S, Engine, StepResult, engine_or_none, is_planned
+from tasks.flow_runs import claim_flow_run
 from tasks.ledger import Champion, champion_before, champion_to_beat
+from tasks.locks import held
 from tasks.workspace import Workspace, parse_night
 from training.manifests import CompressionChoice, ModelFolder
+
+WHOLE_NIGHT = "nightly"  # lock of whoever runs a night from end to end
 
 
 class FlowReport(Frozen):
@@ -146,6 +150,7 @@ def open_night(spec: NightlySpec, night: str, whole: bool = False) -> Iterator[N
 
     whole: this flow runs the night from end to end, also inside another flow.
     """
+    claim_flow_run()
     outer = engine_or_none()
     if outer is not None:
         yield Night(spec, outer.night, outer.workspace, outer, _first_result=len(outer.results))
@@ -153,6 +158,19 @@ def open_night(spec: NightlySpec, night: str, whole: bool = False) -> Iterator[N
     whole_night = whole or not flow_run.parent_flow_run_id
     with engine_for(spec, parse_night(night or scheduled_night()), whole_night=whole_night) as engine:
         yield Night(spec, engine.night, engine.workspace, engine)
+
+
+@contextmanager
+def alone(tonight: Night) -> Iterator[None]:
+    """One whole night of a pipeline at a time, whoever started it: a night that meets another waits a minute for it, no longer.
+
+    Raises: StepBusy naming the process that works on the other.
+    """
+    if tonight.engine.planning:
+        yield
+        return
+    with held(tonight.workspace.lock(WHOLE_NIGHT), LOCK_WAIT_S):
+        yield
 
 
 def scheduled_night() -> str:

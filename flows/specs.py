@@ -19,6 +19,7 @@ from spark_jobs.specs import (
     TokenizeSpec,
 )
 from tasks.retention_spec import RetentionSpec
+from tasks.schedule_spec import ScheduleSpec
 from tasks.specs import ReleaseSpec
 from training.gate_spec import GateSpec
 from training.specs import CompressSpec, EvaluateSpec, TrainSpec
@@ -50,6 +51,7 @@ class NightlySpec(Frozen):
     release: ReleaseSpec = ReleaseSpec()
     watch: WatchSpec = WatchSpec()
     retention: RetentionSpec = RetentionSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
 
     @model_validator(mode="after")
     def recipes_fit_the_model(self) -> NightlySpec:

@@ -64,6 +64,8 @@ def test_shipped_file_is_applied_and_a_second_time_changes_nothing(apply, tree):
             "maintenance",
             "watch-champion",
             "backfill",
+            "sweep",
+            "dead-man",
             "finetune",
             "tune",
             "distill",
