@@ -42,7 +42,7 @@ def up(arguments: argparse.Namespace) -> int:
 
 
 def status(_arguments: argparse.Namespace) -> int:
-    """What runs and whether it answers. Exit code 0 if all of it does."""
+    """What runs and whether it answers; puts right what the dead have left. Exit code 0 if all works."""
     console = Console()
     lines = health(home())
     if not lines:
@@ -54,7 +54,18 @@ def status(_arguments: argparse.Namespace) -> int:
     for name, where, works, log in lines:
         table.add_row(name, Text("up" if works else "DOWN", "green" if works else "red"), where, log)
     console.print(table)
+    if running_servers(home()) is not None:
+        _put_right(console)
     return 0 if all(works for _, _, works, _ in lines) else 1
+
+
+def _put_right(console: Console) -> None:
+    """What runs that died had left is put right while one looks."""
+    os.environ.update(client_environment(home()))  # before prefect is imported, which reads it once
+    from tasks.zombies import sweep
+
+    for swept in sweep(home()):
+        console.print(f"  put right: {swept.kind} {swept.name}: {swept.what}", highlight=False, soft_wrap=True)
 
 
 def down(_arguments: argparse.Namespace) -> int:

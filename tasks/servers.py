@@ -155,6 +155,7 @@ def server_environment(name: ServerName, home: Path, migrated: bool, port: int) 
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database(name, folder)}",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "31",  # nights known ahead: after a month of downtime the newest is still there
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
     }
     if migrated:
