@@ -204,7 +204,7 @@ class TokenizerFiles(Handle):
 class TokenShards(Handle):
     """`data/`: one packed sequence a row, in a seeded global order: seq_id long (0..n-1), tokens array<int>
     (at most seq_len), doc_lengths array<int> (sums to the number of tokens), doc_ids array<string>.
-    `heldout/`: documents kept out of training: doc_id, text, source.
+    `heldout/`: documents kept out of training: doc_id, text, source, language.
     """
 
     kind: ClassVar[str] = "tokens"

@@ -56,7 +56,7 @@ SEQUENCES: Schema = {
     "doc_lengths": "array<int>",  # sums to size(tokens)
     "doc_ids": "array<string>",  # as long as doc_lengths
 }
-HELDOUT: Schema = {"doc_id": "string", "text": "string", "source": "string"}
+HELDOUT: Schema = {"doc_id": "string", "text": "string", "source": "string", "language": "string"}
 
 
 def ddl(schema: Schema) -> str:

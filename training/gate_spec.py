@@ -71,3 +71,7 @@ class GateSpec(Frozen):
         description="Which of tonight's models is put to the gate. best: what compress.budget chose. Else dense or a recipe's name.",
     )
     seed: int = Field(0, ge=0, description="Of the resampling.")
+
+
+class EvaluationReportSpec(Frozen):
+    """Nothing to choose: the report follows from the evaluation."""

@@ -48,7 +48,8 @@ class ModelFolder(Handle):
 
 
 class Scorecard(Handle):
-    """`data/documents.parquet`: one row a held-out document: doc_id, source, num_bytes, num_tokens, nats.
+    """`data/documents.parquet`: one row a held-out document: doc_id, source, language, num_bytes, num_tokens, nats.
+    `data/scores.json`: scores with intervals of all documents and of slices, and the bins of confidence.
     num_rows = documents scored. `gzip_bits_per_byte` is gzip -9 over the same texts, joined.
     """
 
@@ -63,7 +64,7 @@ class Scorecard(Handle):
 
 
 class Verdict(Handle):
-    """`data/verdict.json`: what the gate decided and the numbers it used. decision: promote | keep."""
+    """`data/verdict.json`: what the gate decided and the numbers it used; `tests`: each of its tests, a row. decision: promote | keep."""
 
     kind: ClassVar[str] = "verdicts"
     decision: str
@@ -73,6 +74,14 @@ class Verdict(Handle):
     difference: float | None = None
     upper_bound: float | None = None
     num_documents: int = 0
+
+
+class EvaluationReport(Handle):
+    """`data/report.html`: scores, tests, slices, changed documents and calibration of a candidate beside the champion, for the
+    browser; nothing is loaded from elsewhere. decision: of the verdict. num_rows = tests."""
+
+    kind: ClassVar[str] = "evaluation-reports"
+    decision: str
 
 
 class Evidence(Handle):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spark_jobs.errors import ERRORS, JobCrashed, NightmillError
@@ -48,18 +48,32 @@ def in_fresh_process(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     The caller must not have run a torch operation yet: the OpenMP pool does not survive a fork.
     Raises: the child's own error if Nightmill knows its class, JobCrashed if the child died without an answer.
     """
-    answer = os.memfd_create("answer")
+    (result,) = in_fresh_processes(function.__name__, [function])
+    return result
+
+
+def in_fresh_processes(name: str, functions: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """As `in_fresh_process`, side by side; results in the order of the functions. All have ended when this returns or raises."""
+    answers = [os.memfd_create("answer") for _ in functions]
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        _answer_and_exit(function, answer, parent)
-    _, status = os.waitpid(child, 0)
-    text = os.pread(answer, os.fstat(answer).st_size, 0).decode()
-    os.close(answer)
-    if os.WIFSIGNALED(status):
-        raise JobCrashed(f"{function.__name__} was killed by {signal_name(os.WTERMSIG(status))}; run the step again")
+    children = []
+    for function, answer in zip(functions, answers, strict=True):
+        child = os.fork()
+        if child == 0:
+            _answer_and_exit(function, answer, parent)
+        children.append(child)
+    ends = [os.waitpid(child, 0)[1] for child in children]
+    texts = [os.pread(answer, os.fstat(answer).st_size, 0).decode() for answer in answers]
+    for answer in answers:
+        os.close(answer)
+    return [_result_of(name, end, text) for end, text in zip(ends, texts, strict=True)]
+
+
+def _result_of(name: str, end: int, text: str) -> dict[str, Any]:
+    if os.WIFSIGNALED(end):
+        raise JobCrashed(f"{name} was killed by {signal_name(os.WTERMSIG(end))}; run the step again")
     body: dict[str, Any] = json.loads(text)
     if "failure" in body:
         raise error_of(Failure.model_validate(body["failure"]))

@@ -152,6 +152,16 @@ class EvaluateSpec(Frozen):
         64, ge=1, description="Tokens of context a later window of a long document sees again, unscored."
     )
     batch_tokens: int = Field(8192, ge=256, description="Tokens scored at once; changes speed, not numbers.")
+    ranks: int = Field(1, ge=1, le=256, description="Processes that share the documents; changes speed, not numbers.")
+    noise_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Letters disturbed in a second scoring of the same documents: robustness. 0: not done.",
+    )
+    calibration_bins: int = Field(10, ge=2, le=100, description="Of confidence in the next token.")
+    replicates: int = Field(1000, ge=100, description="Bootstrap resamples of documents, behind each interval.")
+    seed: int = Field(0, ge=0, description="Of the resampling and of the noise.")
     benchmarks: tuple[BenchmarkSpec, ...] = Field(
         (), description="Asked of the candidate and of the champion beside the documents; docs/evaluation.md."
     )

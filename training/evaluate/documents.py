@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import orc
 from tokenizers import Tokenizer
@@ -15,14 +16,17 @@ from tokenizers import Tokenizer
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import Corpus, TokenShards
 
-COLUMNS = ["doc_id", "text", "source"]
+COLUMNS = ["doc_id", "text", "source", "language"]
 
 
 @dataclass(frozen=True)
 class Document:
+    """language: ISO 639 code; "" where it was not asked for, or the tokens were made before it was kept."""
+
     doc_id: str
     text: str
     source: str
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,13 @@ def heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
 
     Raises: DataError if there is none.
     """
-    chosen: list[tuple[_Descending, str, str]] = []  # a heap whose top is the highest id kept
+    chosen: list[tuple[_Descending, str, str, str]] = []  # a heap whose top is the highest id kept
     seen: set[str] = set()
     forgotten = _forgotten(corpus)
-    for doc_id, text, source in _rows(corpus):
+    for doc_id, *row in _rows(corpus):
         if doc_id in seen or doc_id in forgotten:
             continue
-        entry = (_Descending(doc_id), text, source)
+        entry = (_Descending(doc_id), *row)
         if len(chosen) < limit:
             heapq.heappush(chosen, entry)
         elif doc_id < chosen[0][0].doc_id:
@@ -62,7 +66,7 @@ def heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
             f"corpus {corpus.address} has no held-out documents, nothing to evaluate on: "
             "raise tokenize.heldout_share or add documents"
         )
-    documents = [Document(key.doc_id, text, source) for key, text, source in chosen]
+    documents = [Document(key.doc_id, *row) for key, *row in chosen]
     return sorted(documents, key=lambda d: d.doc_id)
 
 
@@ -73,9 +77,15 @@ def last_heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
     return [Document(*row) for row in dict.fromkeys(highest)]
 
 
+def texts_of(corpus: Corpus, ids: Collection[str]) -> dict[str, str]:
+    """Texts of held-out documents by id, of those that are there; forgotten ones are not."""
+    wanted = set(ids) - _forgotten(corpus)
+    return {row[0]: row[1] for row in _rows(corpus) if row[0] in wanted}
+
+
 def every_heldout_text(corpus: Corpus) -> Iterator[str]:
     """The texts of all held-out documents, forgotten ones too, one row group in memory at a time."""
-    return (text for _, text, _ in _rows(corpus))
+    return (row[1] for row in _rows(corpus))
 
 
 @dataclass(frozen=True)
@@ -90,17 +100,25 @@ def _forgotten(corpus: Corpus) -> set[str]:
     return {doc_id for path in corpus.paths("forgotten") for doc_id in pq.read_table(path).column("doc_id").to_pylist()}
 
 
-def _rows(corpus: Corpus) -> Iterator[tuple[str, str, str]]:
-    """(doc_id, text, source) of every held-out document, one row group in memory at a time."""
+def _rows(corpus: Corpus) -> Iterator[tuple[str, str, str, str]]:
+    """(doc_id, text, source, language) of every held-out document, one row group in memory at a time."""
     for night in corpus.nights:
         for path in TokenShards.load(corpus.at(night.tokens.address)).paths("heldout"):
-            if path.endswith(".orc"):
-                file = orc.ORCFile(path)
-                tables = (file.read_stripe(i, columns=COLUMNS) for i in range(file.nstripes))
-            else:
-                tables = pq.ParquetFile(path).iter_batches(1024, columns=COLUMNS, use_threads=False)
-            for table in tables:
-                yield from zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)
+            for table in _tables(path):
+                columns = [table.column(name).to_pylist() for name in COLUMNS if name in table.schema.names]
+                columns += [[""] * table.num_rows] * (len(COLUMNS) - len(columns))
+                yield from zip(*columns, strict=True)
+
+
+def _tables(path: str) -> Iterator[pa.RecordBatch]:
+    if path.endswith(".orc"):
+        file = orc.ORCFile(path)
+        present = [name for name in COLUMNS if name in file.schema.names]
+        return (file.read_stripe(i, columns=present) for i in range(file.nstripes))
+    parquet = pq.ParquetFile(path)
+    present = [name for name in COLUMNS if name in parquet.schema_arrow.names]
+    batches: Iterator[pa.RecordBatch] = parquet.iter_batches(1024, columns=present, use_threads=False)
+    return batches
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
 
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import Column, Corpus, TokenizerFiles
 from spark_jobs.requests import Outcome, Request, send
+from training.augment.noise import character_noise
 from training.evaluate.documents import Scored, cut_document, gzip_bits_per_byte, heldout_documents, load_tokenizer
-from training.evaluate.other_objectives import score_divided, score_masked
-from training.evaluate.perplexity import bits_per_byte, perplexity, score_documents
+from training.evaluate.intervals import scored
+from training.evaluate.perplexity import TokenScores, bits_per_byte, perplexity
+from training.evaluate.scoring import Scorer
+from training.evaluate.slices import slices_of
 from training.inputs import input_uri
 from training.manifests import ModelFolder
-from training.model_folder import load_model
-from training.processes import num_threads
 from training.specs import EvaluateSpec
 
 SCHEMA = pa.schema(
     [
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("num_tokens", pa.int64(), nullable=False),
         pa.field("nats", pa.float64(), nullable=False),
@@ -35,10 +38,24 @@ SCHEMA = pa.schema(
 COLUMNS = (
     Column(name="doc_id", type="string"),
     Column(name="source", type="string"),
+    Column(name="language", type="string"),
     Column(name="num_bytes", type="bigint"),
     Column(name="num_tokens", type="bigint"),
     Column(name="nats", type="double"),
 )
+
+
+@dataclass(frozen=True)
+class Told:
+    """A document and what the model made of it. noisy: nats and bytes of the same text with slips, where asked for."""
+
+    scored: Scored
+    tokens: TokenScores
+    noisy: tuple[float, int] | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.tokens.nats) and (self.noisy is None or math.isfinite(self.noisy[0]))
 
 
 def run(request: Request) -> Outcome:
@@ -50,50 +67,43 @@ def run(request: Request) -> Outcome:
     folder = ModelFolder.load(input_uri(request, "model"))
     corpus = Corpus.load(input_uri(request, "corpus"))
     tokenizer = TokenizerFiles.load(input_uri(request, "tokenizer"))
-    torch.set_num_threads(num_threads())
-    model = load_model(folder)
-    if model.config.vocab_size != tokenizer.vocab_size:
-        raise DataError(
-            f"model {folder.address} has {model.config.vocab_size} token ids, tokenizer {tokenizer.address} "
-            f"{tokenizer.vocab_size}: evaluate it with the tokenizer it was trained with"
-        )
     encoder = load_tokenizer(Path(tokenizer.folder()))
     documents = [
         cut_document(d, encoder, spec.max_document_tokens) for d in heldout_documents(corpus, spec.max_documents)
     ]
-    documents = [d for d in documents if d.ids]
-    nats = nats_of(model, [d.ids for d in documents], tokenizer, corpus.seq_len, spec)
-    valid = [(d, n) for d, n in zip(documents, nats, strict=True) if math.isfinite(n)]
+    told = _told(Scorer(folder, tokenizer, corpus.seq_len, spec), [d for d in documents if d.ids], encoder, request)
+    valid = [one for one in told if one.is_finite]
     if not valid:
-        raise DataError(f"model {folder.address} scored none of {len(documents)} documents with a finite number")
-    fields = _fields(folder, valid, len(documents) - len(valid))
+        raise DataError(f"model {folder.address} scored none of {len(told)} documents with a finite number")
+    fields = _fields(folder, valid, len(told) - len(valid))
     data = Path(request.out) / "data"
     data.mkdir(parents=True, exist_ok=True)
-    _write_table(valid, data / "documents.parquet")
+    table = _table(valid)
+    pq.write_table(table, data / "documents.parquet")
+    scores = _scores(valid, table, len(told) - len(valid), spec)
+    (data / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")
     send("event", {"job": "evaluate"} | fields)
     return Outcome(num_rows=len(valid), format="parquet", columns=COLUMNS, fields=fields)
 
 
-def nats_of(
-    model: PreTrainedModel,
-    documents: Sequence[Sequence[int]],
-    tokenizer: TokenizerFiles,
-    seq_len: int,
-    spec: EvaluateSpec,
-) -> list[float]:
-    """Nats of each document, by what the model was trained for; seq_len where it has no limit of its own."""
-    context = getattr(model.config, "max_position_embeddings", None) or seq_len
-    if model.config.is_encoder_decoder:
-        return score_divided(model, documents, tokenizer.bos_id, context, spec.batch_tokens)
-    overlap = min(spec.overlap, context // 2)
-    if type(model).__name__.endswith("ForMaskedLM"):
-        return score_masked(model, documents, tokenizer.bos_id, tokenizer.pad_id, context, overlap, spec.batch_tokens)
-    return score_documents(model, documents, tokenizer.bos_id, context, overlap, spec.batch_tokens)
+def _told(scorer: Scorer, documents: Sequence[Scored], encoder: Tokenizer, request: Request) -> list[Told]:
+    """Texts as they are and disturbed, in one pass over the model."""
+    spec, ids = scorer.spec, [d.ids for d in documents]
+    noisy = [
+        character_noise(d.text, spec.noise_share, spec.seed, d.document.doc_id) for d in documents if spec.noise_share
+    ]
+    noisy_ids = [encoding.ids for encoding in encoder.encode_batch(noisy, add_special_tokens=False)]
+    found = scorer.score_shared([*ids, *noisy_ids], Path(request.out) / "scratch")
+    if not spec.noise_share:
+        return [Told(d, tokens) for d, tokens in zip(documents, found, strict=True)]
+    half = len(documents)
+    sizes = [(tokens.nats, len(text.encode())) for tokens, text in zip(found[half:], noisy, strict=True)]
+    return [Told(*one) for one in zip(documents, found[:half], sizes, strict=True)]
 
 
-def _fields(folder: ModelFolder, valid: list[tuple[Scored, float]], num_invalid: int) -> dict[str, object]:
-    nats = math.fsum(n for _, n in valid)
-    num_tokens, num_bytes = sum(len(d.ids) for d, _ in valid), sum(d.num_bytes for d, _ in valid)
+def _fields(folder: ModelFolder, valid: Sequence[Told], num_invalid: int) -> dict[str, object]:
+    nats = math.fsum(one.tokens.nats for one in valid)
+    num_tokens, num_bytes = sum(len(one.scored.ids) for one in valid), sum(one.scored.num_bytes for one in valid)
     return {
         "model": folder.address,
         "bits_per_byte": bits_per_byte(nats, num_bytes),
@@ -101,19 +111,30 @@ def _fields(folder: ModelFolder, valid: list[tuple[Scored, float]], num_invalid:
         "num_tokens": num_tokens,
         "num_bytes": num_bytes,
         "num_invalid": num_invalid,
-        "gzip_bits_per_byte": gzip_bits_per_byte([d.text for d, _ in valid]),
+        "gzip_bits_per_byte": gzip_bits_per_byte([one.scored.text for one in valid]),
     }
 
 
-def _write_table(valid: list[tuple[Scored, float]], path: Path) -> None:
+def _table(valid: Sequence[Told]) -> pa.Table:
     rows = [
         {
-            "doc_id": d.document.doc_id,
-            "source": d.document.source,
-            "num_bytes": d.num_bytes,
-            "num_tokens": len(d.ids),
-            "nats": n,
+            "doc_id": one.scored.document.doc_id,
+            "source": one.scored.document.source,
+            "language": one.scored.document.language,
+            "num_bytes": one.scored.num_bytes,
+            "num_tokens": len(one.scored.ids),
+            "nats": one.tokens.nats,
         }
-        for d, n in valid
+        for one in valid
     ]
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _scores(valid: Sequence[Told], table: pa.Table, num_invalid: int, spec: EvaluateSpec) -> dict[str, object]:
+    columns = {name: table.column(name).to_pylist() for name in ("nats", "num_bytes", "num_tokens")}
+    noisy = [one.noisy for one in valid if one.noisy is not None]
+    if noisy:
+        columns |= {"noisy_nats": [nats for nats, _ in noisy], "noisy_bytes": [size for _, size in noisy]}
+    place = {doc_id: i for i, doc_id in enumerate(table.column("doc_id").to_pylist())}
+    slices = {name: [place[doc_id] for doc_id in sorted(members)] for name, members in slices_of(table).items()}
+    return scored(columns, [one.tokens for one in valid], slices, num_invalid, spec)

@@ -6,12 +6,16 @@ Shapes: B windows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,23 @@ def windows_of(document: int, length: int, context: int, overlap: int) -> list[W
     return windows
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """One document under a model that tells the next token. nats: the sum of -ln p over its tokens.
+
+    Of each token, (T,): confidence float32, probability of the likeliest token; right bool, whether it is the one that came;
+    square float32, squared distance of all probabilities from it (Brier), 0 to 2. Empty where the model tells no next token.
+    """
+
+    nats: float
+    confidence: np.ndarray
+    right: np.ndarray
+    square: np.ndarray
+
+
+NO_TOKENS = (np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32))
+
+
 def score_documents(
     model: nn.Module, documents: Sequence[Sequence[int]], bos_id: int, context: int, overlap: int, batch_tokens: int
 ) -> list[float]:
@@ -47,17 +68,50 @@ def score_documents(
     Windows are batched by length, shortest first, padded on the right; causal attention keeps padding out of every
     scored position, so results do not depend on the batch size beyond rounding.
     """
+    parts = _by_document(model, documents, bos_id, context, overlap, batch_tokens, _nats)
+    return [_summed(values) for values in parts]
+
+
+def score_tokens(
+    model: nn.Module, documents: Sequence[Sequence[int]], bos_id: int, context: int, overlap: int, batch_tokens: int
+) -> list[TokenScores]:
+    """As `score_documents`, the same nats, and what each token shows of the model's confidence."""
+    parts = _by_document(model, documents, bos_id, context, overlap, batch_tokens, _token_scores)
+    return [
+        TokenScores(
+            _summed([part.nats for part in values]),
+            *(
+                np.concatenate([getattr(part, name) for part in values] or [empty])
+                for name, empty in zip(("confidence", "right", "square"), NO_TOKENS, strict=True)
+            ),
+        )
+        for values in parts
+    ]
+
+
+def _summed(values: Sequence[float]) -> float:
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+def _by_document(
+    model: nn.Module, documents: Sequence[Sequence[int]], bos_id: int, context: int, overlap: int, batch_tokens: int,
+    measure: Callable[[Tensor, Tensor, Window], T],
+) -> list[list[T]]:  # fmt: skip
+    """What `measure` says of each document's windows, in order of place: a sum of them does not depend on the batches."""
     texts = [[bos_id, *ids] for ids in documents]
     windows = [w for d, ids in enumerate(texts) for w in windows_of(d, len(ids), context, overlap)]
     windows.sort(key=lambda w: (w.end - w.start, w.document, w.start))
-    nats = [0.0] * len(texts)
-    parts: dict[tuple[int, int], float] = {}
+    parts: dict[tuple[int, int], T] = {}
     for batch in batched(windows, batch_tokens):
-        for window, value in zip(batch, _window_nats(model, batch, texts), strict=True):
+        for window, value in zip(batch, _measured(model, batch, texts, measure), strict=True):
             parts[window.document, window.start] = value
-    for (document, _), value in sorted(parts.items()):  # in order of place: the sum does not depend on the batches
-        nats[document] += value
-    return nats
+    found: list[list[T]] = [[] for _ in texts]
+    for (document, _), value in sorted(parts.items(), key=lambda part: part[0]):
+        found[document].append(value)
+    return found
 
 
 def batched(windows: Sequence[Window], batch_tokens: int) -> list[list[Window]]:
@@ -72,22 +126,43 @@ def batched(windows: Sequence[Window], batch_tokens: int) -> list[list[Window]]:
     return batches
 
 
-def _window_nats(model: nn.Module, batch: Sequence[Window], texts: Sequence[Sequence[int]]) -> list[float]:
+def _measured(
+    model: nn.Module,
+    batch: Sequence[Window],
+    texts: Sequence[Sequence[int]],
+    measure: Callable[[Tensor, Tensor, Window], T],
+) -> list[T]:
     longest = max(w.end - w.start for w in batch)
     tokens_BT = torch.zeros((len(batch), longest), dtype=torch.int64)
     for row, window in enumerate(batch):
         tokens_BT[row, : window.end - window.start] = torch.tensor(texts[window.document][window.start : window.end])
     with torch.no_grad():
         logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
-    return [_nats(logits_BTV[row], tokens_BT[row], window) for row, window in enumerate(batch)]
+        return [measure(logits_BTV[row], tokens_BT[row], window) for row, window in enumerate(batch)]
+
+
+def _scored(logits_TV: Tensor, tokens_T: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Logits (at least float32) and tokens of the window's scored places."""
+    first, last = window.scored - window.start, window.end - window.start
+    logits_TV = logits_TV[first - 1 : last - 1]
+    return logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32)), tokens_T[first:last]
 
 
 def _nats(logits_TV: Tensor, tokens_T: Tensor, window: Window) -> float:
-    first, last = window.scored - window.start, window.end - window.start
-    logits_TV = logits_TV[first - 1 : last - 1]
-    logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-    losses = F.cross_entropy(logits_TV, tokens_T[first:last], reduction="none")
+    losses = F.cross_entropy(*_scored(logits_TV, tokens_T, window), reduction="none")
     return float(losses.double().sum())
+
+
+def _token_scores(logits_TV: Tensor, tokens_T: Tensor, window: Window) -> TokenScores:
+    logits_TV, tokens_T = _scored(logits_TV, tokens_T, window)
+    losses = F.cross_entropy(logits_TV, tokens_T, reduction="none")
+    shares_TV = torch.softmax(logits_TV, dim=-1)
+    confidence, likeliest = shares_TV.max(dim=-1)
+    square = shares_TV.square().sum(dim=-1) - 2 * torch.exp(-losses) + 1
+    return TokenScores(
+        float(losses.double().sum()), confidence.clamp(max=1).float().numpy(), (likeliest == tokens_T).numpy(),
+        square.float().numpy(),
+    )  # fmt: skip
 
 
 def perplexity(nats: float, num_tokens: int) -> float:
