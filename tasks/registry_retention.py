@@ -29,14 +29,13 @@ def retired_versions(client: MlflowClient, workspace: Workspace, kept: set[str])
 
 def remove_version(client: MlflowClient, version: Any) -> Removal:
     """Delete the version and its logged model, then the files, if they lie where our own server keeps them."""
-    folder = None
-    if version.model_id:
-        logged = client.get_logged_model(version.model_id)
-        folder = Path(logged.artifact_location.removeprefix("file://"))
+    model_id = version.source.removeprefix("models:/")  # a version read back has no `model_id` of its own
+    logged = client.get_logged_model(model_id) if model_id.startswith("m-") else None
     client.delete_model_version(version.name, version.version)
     size = 0
-    if folder is not None:
-        client.delete_logged_model(version.model_id)
+    if logged is not None:
+        folder = Path(logged.artifact_location.removeprefix("file://"))
+        client.delete_logged_model(model_id)
         if folder.is_relative_to(servers_folder(home())) and folder.is_dir():
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             shutil.rmtree(folder)

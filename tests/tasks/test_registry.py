@@ -13,6 +13,7 @@ from spark_jobs.errors import DataError
 from spark_jobs.manifests import Corpus, FileEntry, Handle, Parent, file_sha256
 from tasks import registry
 from tasks.evidence import bundle
+from tasks.registry_retention import remove_version, retired_versions
 from tasks.servers import tracking_uri
 from tasks.workspace import Workspace
 from training.manifests import ModelFolder, Verdict
@@ -159,3 +160,21 @@ def test_copy_that_differs_is_refused(workspace, home, model, verdict, corpus):
     (location / "artifacts/data/config.json").write_text("{}")
     with pytest.raises(DataError, match=r"config\.json: not the bytes of"):
         registry.check_copy(location, model)
+
+
+def test_copy_of_a_retired_model_leaves_the_registry_unless_it_has_an_alias(workspace, home, model, verdict, corpus):
+    version = registered(workspace, model, verdict, corpus)
+    client = MlflowClient(tracking_uri(home))
+    copies = home / "servers" / "mlartifacts"
+    assert retired_versions(client, workspace, kept={model.address}) == []
+    registry.set_aliases("demo", {"champion": version})
+    assert retired_versions(client, workspace, kept=set()) == []
+
+    registry.set_aliases("demo", {"champion": None})
+    (gone,) = retired_versions(client, workspace, kept=set())
+    removal = remove_version(client, gone)
+
+    assert removal.path == f"models:/demo/{version}"
+    assert removal.size_bytes > 1000
+    assert [path for path in copies.rglob("*") if path.is_file()] == []
+    assert client.search_model_versions("name = 'demo'") == []
