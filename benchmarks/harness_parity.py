@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ import yaml
 from training.benchmark_spec import BenchmarkSpec, HarnessSpec
 from training.benchmarks.asking import judge, requests_of
 from training.benchmarks.cache import AnswerCache, model_key
+from training.benchmarks.encoding import Encoder
 from training.benchmarks.harness_job import run_tasks
 from training.benchmarks.harness_model import ScoredModel
 from training.benchmarks.items import load_benchmark
-from training.benchmarks.requests import Continuation, Likelihood
+from training.benchmarks.requests import Continuation, Likelihood, Request
 from training.benchmarks.scorer import scorer_of
 from training.benchmarks.scoring import scores_of
 from training.metrics.bootstrap import Bootstrap
@@ -66,7 +68,9 @@ TASKS: dict[str, dict[str, Any]] = {  # as lm-eval 0.4.13 has them, with data of
         ],
     },
 }  # fmt: skip
-FILES = {"arc_challenge": "arc_challenge.test.jsonl", "lambada": "lambada_test.jsonl"}
+FILES = {"piqa": "piqa/dev.jsonl", "arc_challenge": "arc_challenge.test.jsonl", "lambada": "lambada_test.jsonl"}
+LABELS = "piqa/dev-labels.lst"
+EXAMPLES = ROOT / "examples" / "benchmarks"
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,36 @@ class Compared:
         return abs(self.ours - self.theirs)
 
 
-def write_tasks(folder: Path, data: Path) -> None:
-    """YAML of the three tasks; PIQA's labels are joined to its questions, as its data set on the hub has them."""
-    labels = (data / "piqa" / "dev-labels.lst").read_text().split()
-    lines = (data / "piqa" / "dev.jsonl").read_text().splitlines()
+def write_tasks(folder: Path, data: Path, encoder: Encoder, num_items: int) -> dict[str, int]:
+    """The first `num_items` of each task that the model can be asked, and the tasks' YAML. A choice longer than the model sees is
+    an item that lm-eval stops at, with an AssertionError: how many were left out is returned, by task.
+
+    PIQA's labels are joined to its questions for lm-eval, as its data set on the hub has them.
+    """
+    (folder / "piqa").mkdir()
+    left_out: dict[str, int] = {}
+    for task in TASKS:
+        benchmark = load_benchmark(BenchmarkSpec(name=task, folder=str(EXAMPLES / task), data=str(data)))
+        fits = [all(map(partial(_fits, encoder), requests_of(benchmark.task, item))) for item in benchmark.items]
+        kept = [item.line for item, known in zip(benchmark.items, fits, strict=True) if known][:num_items]
+        left_out[task] = fits[: kept[-1]].count(False)
+        for name in (FILES[task], *([LABELS] if task == "piqa" else [])):
+            lines = (data / name).read_text().split("\n")
+            (folder / name).write_text("".join(f"{lines[number - 1]}\n" for number in kept))
+    labels = (folder / LABELS).read_text().split()
+    lines = (folder / FILES["piqa"]).read_text().splitlines()
     joined = [json.dumps(json.loads(line) | {"label": int(label)}) for line, label in zip(lines, labels, strict=True)]
     (folder / "piqa.jsonl").write_text("\n".join(joined) + "\n")
-    for name, task in TASKS.items():
-        file = folder / "piqa.jsonl" if name == "piqa" else data / FILES[name]
-        told = COMMON | task | {"task": name, "dataset_kwargs": {"data_files": {"test": str(file)}}}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(told))
+    for name, told in TASKS.items():
+        file = folder / ("piqa.jsonl" if name == "piqa" else FILES[name])
+        whole = COMMON | told | {"task": name, "dataset_kwargs": {"data_files": {"test": str(file)}}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(whole))
+    return left_out
+
+
+def _fits(encoder: Encoder, request: Request) -> bool:
+    assert isinstance(request, Continuation)
+    return "too_long" not in encoder.pair(request.context, request.continuation).flags
 
 
 def asked_and_answered(told: Mapping[str, Any], task: str) -> dict[tuple[str, str], float]:
@@ -133,12 +157,11 @@ def compare(folder: Path, data: Path, num_items: int, tolerance: float, batch_si
     tasks: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as told:
         place = Path(told)
-        write_tasks(place, data)
+        left_out = write_tasks(place, data, scorer.encoder, num_items)
         cache = AnswerCache(place / "cache", model_key(folder, "tokenizer", str(network.dtype)))
         for task in TASKS:
             harness = BenchmarkSpec(
-                name=task, harness=HarnessSpec(tasks=(task,), include_path=str(place)), max_items=num_items,
-                beginning="tokenizer",
+                name=task, harness=HarnessSpec(tasks=(task,), include_path=str(place)), beginning="tokenizer",
             )  # fmt: skip
             started = time.monotonic()
             theirs = run_tasks(harness, theirs_model)
@@ -150,12 +173,17 @@ def compare(folder: Path, data: Path, num_items: int, tolerance: float, batch_si
             answers = dict(zip(asked, cache.answer(requests, scorer.answer), strict=True))
             pairs = compared({k: a for k, a in answers.items() if isinstance(a, Likelihood)}, asked)
             assert set(asked_and_answered(adapted, task).values()) == {a.log_likelihood for a in answers.values()}  # type: ignore[union-attr]
-            own = own_folder(task, data, num_items, cache, scorer, set(asked))
+            own = own_folder(task, place, cache, scorer, set(asked))
             metrics = {
                 ours: {"lm_eval": _of(theirs, task, name), "adapter": _of(adapted, task, name), "own": own[ours]}
                 for ours, name in METRICS[task].items()
             }
-            tasks[task] = {"items": num_items, "metrics": metrics} | summary(pairs, tolerance) | seconds
+            num_asked = len(theirs["samples"][task])
+            tasks[task] = (
+                {"items": num_asked, "left_out": left_out[task], "metrics": metrics}
+                | summary(pairs, tolerance)
+                | seconds
+            )
             print(json.dumps({task: tasks[task]}), flush=True)
     return {
         "model": folder.name, "items": num_items, "tolerance": tolerance, "tasks": tasks,
@@ -163,12 +191,9 @@ def compare(folder: Path, data: Path, num_items: int, tolerance: float, batch_si
     }  # fmt: skip
 
 
-def own_folder(
-    task: str, data: Path, num_items: int, cache: AnswerCache, scorer: Any, asked: set[tuple[str, str]]
-) -> dict[str, float]:
+def own_folder(task: str, data: Path, cache: AnswerCache, scorer: Any, asked: set[tuple[str, str]]) -> dict[str, float]:
     """The same by examples/benchmarks, which must ask exactly what lm-eval asked."""
-    folder = ROOT / "examples" / "benchmarks" / task
-    benchmark = load_benchmark(BenchmarkSpec(name=task, folder=str(folder), data=str(data), max_items=num_items))
+    benchmark = load_benchmark(BenchmarkSpec(name=task, folder=str(EXAMPLES / task), data=str(data)))
     requests = [requests_of(benchmark.task, item) for item in benchmark.items]
     told = {(r.context, r.continuation) for own in requests for r in own if isinstance(r, Continuation)}
     assert told == asked, f"{task}: prompts differ from lm-eval's, for example {sorted(told ^ asked)[:2]}"

@@ -30,6 +30,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 ROLLING_OVERLAP = 64  # tokens that a later window of a long text sees again, unscored
 DEFAULT_LIMIT = 2048  # of a model that names none
+MOST_LOGITS = 1 << 26  # of a batch: 256 MB in single precision, more is slower for being written and read
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Scorer:
     encoder: Encoder
     batch_tokens: int = 4096
     overlap: int = field(default=ROLLING_OVERLAP)
+
+    @property
+    def positions(self) -> int:
+        """Of a batch: fewer than asked for where the vocabulary is large."""
+        return max(1, min(self.batch_tokens, MOST_LOGITS // int(self.model.config.get_text_config().vocab_size)))
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer a request, in their order; equal ones are asked once."""
@@ -58,7 +64,7 @@ class Scorer:
         answers = [Likelihood(math.nan, len(pair.continuation), False, pair.flags) for pair in pairs]
         askable = [i for i, pair in enumerate(pairs) if pair.context]
         scored = in_batches(
-            [pairs[i] for i in askable], lambda pair: len(pair.ids) - 1, self.batch_tokens, self._likelihoods
+            [pairs[i] for i in askable], lambda pair: len(pair.ids) - 1, self.positions, self._likelihoods
         )
         for i, answer in zip(askable, scored, strict=True):
             answers[i] = answer

@@ -116,6 +116,11 @@ class TaskFile(Frozen):
             return told
         return {name: {"file": file} if isinstance(file, str) else file for name, file in told.items()}
 
+    @field_validator("gold", mode="before")
+    @classmethod
+    def number_is_an_expression(cls, told: Any) -> Any:
+        return str(told) if isinstance(told, int) else told
+
     @model_validator(mode="after")
     def kind_has_what_it_needs(self) -> Self:
         missing = [name for name in WANTED[self.kind] if not getattr(self, name)]
