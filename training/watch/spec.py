@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -67,6 +68,17 @@ class WatchSpec(Frozen):
     )
     resolve_windows: int = Field(2, ge=1, description="Looks in a row without the alarm before it counts as resolved.")
     keep_days: int = Field(30, ge=1, description="Days that traffic lines and watch reports are kept.")
+
+    @model_validator(mode="after")
+    def draws_can_tell_alpha(self) -> WatchSpec:
+        """The smallest p-value of R draws is 1 / (R + 1), and Holm multiplies it by the number of checks."""
+        if (self.replicates + 1) * self.alpha < len(self.checks):
+            least = math.ceil(len(self.checks) / self.alpha) - 1
+            raise ValueError(
+                f"replicates {self.replicates} cannot tell a p-value of alpha {self.alpha:g} over {len(self.checks)} checks: "
+                f"wanted at least {least} replicates, or a larger alpha"
+            )
+        return self
 
     @model_validator(mode="after")
     def what_is_compared_is_kept(self) -> WatchSpec:
