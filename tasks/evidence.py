@@ -1,7 +1,8 @@
 """The evidence behind a decision about the champion: copies of the manifests it rests on, in one folder with digests.
 
 A manifest holds the sha256 of its output's files and the digests of its parents, so the bundle says to the byte what was judged, by
-what and on what, also after the outputs themselves were deleted. It is addressed by its content: made twice, it is one folder.
+what and on what, also after the outputs themselves were deleted: its own manifest names none of them, so it keeps none. It is
+addressed by its content: made twice, it is one folder.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from spark_jobs.manifests import MANIFEST, Corpus, FileEntry, Parent, file_sha25
 from tasks.workspace import Workspace
 from training.manifests import Evidence, ModelFolder, Verdict
 
+INDEX = "index.json"
 DEPTH = 2  # the verdict, its scorecards, and what those were made from
 
 
@@ -25,7 +27,9 @@ def bundle(workspace: Workspace, candidate: ModelFolder, verdict: Verdict, corpu
     attempt = workspace.attempt(f"evidence-{verdict.key}-{os.getpid()}")
     shutil.rmtree(attempt, ignore_errors=True)
     (attempt / "data").mkdir(parents=True)
-    parents = tuple(_copies(workspace, attempt / "data", candidate, verdict, corpus))
+    index = list(_copies(workspace, attempt / "data", candidate, verdict, corpus))
+    told = {entry.role: {"address": entry.address, "sha256": entry.digest} for entry in index}
+    (attempt / "data" / INDEX).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     for path in map(Path, verdict.paths()):
         copy = attempt / "data" / "verdict" / path.relative_to(verdict.folder())
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +40,8 @@ def bundle(workspace: Workspace, candidate: ModelFolder, verdict: Verdict, corpu
         if path.is_file()
     )
     evidence = Evidence(
-        step="evidence", key=_key(files), night=verdict.night, format="json", num_rows=len(parents), files=files, spec={},
-        code={}, libraries={}, parents=parents, candidate=candidate.address, verdict=verdict.address,
+        step="evidence", key=_key(files), night=verdict.night, format="json", num_rows=len(index), files=files, spec={}, code={},
+        libraries={}, decision=verdict.decision,
     )  # fmt: skip
     (attempt / MANIFEST).write_text(evidence.canonical())
     return _published(workspace, attempt, evidence)
