@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prefect import flow
 
-from flows.night import FlowReport, open_night
+from flows.night import FlowReport, Night, open_night
 from flows.specs import NightlySpec
 from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.benchmark_steps import score_benchmarks
 from tasks.compress_steps import measure
-from tasks.model_steps import decide, score_model
-from training.manifests import ModelFolder, Scorecard
+from tasks.model_steps import decide, report_evaluation, score_model
+from training.manifests import CompressionChoice, ModelFolder, Scorecard
 
 
 @flow(name="evaluate-model")
 def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
-    """Score dense model and champion, then decide whether the candidate may replace the champion.
+    """Score dense model and champion, decide whether the candidate may replace the champion, and report why.
 
     Args:
         spec: What to do; this flow reads `evaluate`, `compress.recipes`, `compress.measure` and `gate`.
@@ -31,14 +33,27 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
             score = score_model(name, candidate, corpus, tokenizer, spec.evaluate)
         champion = tonight.champion_to_beat(candidate)
         beaten = score_model("champion", champion, corpus, tokenizer, spec.evaluate) if champion else None
-        beside = guarded(spec, candidate, champion) if champion else {}
-        if spec.evaluate.benchmarks:
-            for side, label, model in (("candidate", name, candidate), ("champion", "champion", champion)):
-                if model is not None:
-                    told = score_benchmarks(label, model, corpus, tokenizer, spec.evaluate.benchmarks)
-                    beside[f"{side}_benchmarks"] = told
-        decide(score, beaten, spec.gate, beside)
+        sides = {"candidate": (name, candidate)} | ({"champion": ("champion", champion)} if champion else {})
+        answered = benchmarked(tonight, sides, corpus, tokenizer)
+        guards = guarded(spec, candidate, champion) if champion else {}
+        verdict = decide(score, beaten, spec.gate, answered | guards)
+        choice = tonight.find("choose", CompressionChoice, "compress-model") if spec.compress.recipes else None
+        chosen: dict[str, Handle] = {"choice": choice} if choice is not None else {}
+        report_evaluation(score, beaten, verdict, corpus, answered | chosen)
         return tonight.report()
+
+
+def benchmarked(
+    tonight: Night, sides: Mapping[str, tuple[str, ModelFolder]], corpus: Corpus, tokenizer: TokenizerFiles
+) -> dict[str, Handle]:
+    """Answers of both models to the benchmarks, where some are asked. sides: label and model of each."""
+    asked = tonight.spec.evaluate.benchmarks
+    if not asked:
+        return {}
+    return {
+        f"{side}_benchmarks": score_benchmarks(label, model, corpus, tokenizer, asked)
+        for side, (label, model) in sides.items()
+    }
 
 
 def guarded(spec: NightlySpec, candidate: ModelFolder, champion: ModelFolder) -> dict[str, Handle]:

@@ -15,7 +15,7 @@ from tasks.ledger import champion_now
 from training.manifests import Release, Scorecard, Verdict
 
 AFTER_CORPUS = ("clean", "dedup", "check-documents", "tokenizer", "tokenize", "check-tokens", "corpus", "train", "export",
-                "compress", "evaluate", "gate", "release")  # fmt: skip
+                "compress", "evaluate", "gate", "report-evaluation", "release")  # fmt: skip
 
 
 class ModelLine(Frozen):

@@ -1,19 +1,30 @@
-"""`nightmill report night`: the page of a night, of one that failed or is still running too."""
+"""`nightmill report night`: the page of a night, of one that failed or is still running too. `nightmill report evaluation`."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from flows.specs import load_spec
 from spark_jobs.errors import RequestError
 from tasks.night_page import write_page
 from tasks.workspace import Workspace, parse_night
+from training.manifests import EvaluationReport
 
 
 def report_night(arguments: argparse.Namespace) -> int:
     """Print the path of the page. Raises: RequestError if the night has no record."""
     workspace = Workspace.of(load_spec(arguments.preset, []).name)
     print(write_page(workspace, chosen_night(workspace, arguments.night)))  # noqa: T201
+    return 0
+
+
+def report_of_evaluation(arguments: argparse.Namespace) -> int:
+    """Print the path of the report. Raises: RequestError if the night has none."""
+    workspace = Workspace.of(load_spec(arguments.preset, []).name)
+    night = chosen_night(workspace, arguments.night)
+    report = workspace.output(night, "report-evaluation", EvaluationReport, "evaluate-model")
+    print(Path(report.folder()) / "report.html")  # noqa: T201
     return 0
 
 

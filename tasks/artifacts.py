@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from spark_jobs.manifests import CheckReport, Handle
+from training.manifests import EvaluationReport
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -159,6 +160,13 @@ class ArtifactObserver:
             publish_link(
                 f"data-docs-{step.name}", page.as_uri(), f"data docs of {step.name}",
                 f"{handle.num_expectations} expectations on {handle.checked}, {verdict}",
+            )  # fmt: skip
+
+        if isinstance(handle, EvaluationReport):
+            page = Path(handle.folder()) / "report.html"
+            publish_link(
+                "evaluation-report", page.as_uri(), f"evaluation of night {handle.night}",
+                f"Candidate beside champion: {handle.decision}",
             )  # fmt: skip
 
     def night_page(self, page: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.engine import current_engine
 from tasks.steps import Step
-from training.gate_spec import GateSpec
-from training.manifests import Checkpoint, ModelFolder, Scorecard, Verdict
+from training.gate_spec import EvaluationReportSpec, GateSpec
+from training.manifests import Checkpoint, EvaluationReport, ModelFolder, Scorecard, Verdict
 from training.specs import EvaluateSpec, ExportSpec, TrainSpec
 
 TORCH = ("torch", "transformers", "numpy", "safetensors")
@@ -92,5 +92,21 @@ def decide(
         Step(
             name="gate", handle=Verdict, entry="training.evaluate.gate_job", spec=spec, night=engine.night, dated=True,
             inputs=inputs, libraries=("numpy",), app="torch",
+        )
+    )  # fmt: skip
+
+
+def report_evaluation(
+    candidate: Scorecard, champion: Scorecard | None, verdict: Verdict, corpus: Corpus, beside: Mapping[str, Handle]
+) -> EvaluationReport:
+    """A page about the evaluation. beside: `candidate_benchmarks`, `champion_benchmarks`, `choice` (of compression)."""
+    engine = current_engine()
+    inputs: dict[str, Handle] = {"candidate": candidate, "verdict": verdict, "corpus": corpus} | dict(beside)
+    if champion is not None:
+        inputs["champion"] = champion
+    return engine.run(
+        Step(
+            name="report-evaluation", handle=EvaluationReport, entry="training.evaluate.report_job",
+            spec=EvaluationReportSpec(), night=engine.night, inputs=inputs, libraries=("numpy",), app="torch",
         )
     )  # fmt: skip

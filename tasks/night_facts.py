@@ -24,7 +24,7 @@ from spark_jobs.snapshot import batches_of
 from tasks.lineage import scan
 from tasks.usage import Usage
 from tasks.workspace import Workspace
-from training.manifests import Checkpoint, CompressionChoice, ModelFolder, Release, Scorecard, Verdict
+from training.manifests import Checkpoint, CompressionChoice, EvaluationReport, ModelFolder, Release, Scorecard, Verdict
 
 H = TypeVar("H", bound=Handle)
 SAMPLE_BYTES = 32 << 20
@@ -111,6 +111,7 @@ class NightFacts(Frozen):
     choice: str = ""  # which of them is the best, and why
     decision: str = ""
     reason: str = ""
+    evaluation: str = ""  # the report of it, from the page's folder
     price_cpu_hour: float | None = None
     price_gpu_hour: float | None = None
 
@@ -364,6 +365,9 @@ def _model_facts(outputs: _Outputs) -> dict[str, Any]:
     if choice is not None:
         facts |= {"pareto": (Path(choice.folder()) / "pareto.svg").read_text(), "choice": choice.reason}
     verdict, release = outputs.get("gate", Verdict), outputs.get("release", Release)
+    report = outputs.get("report-evaluation", EvaluationReport)
+    if report is not None:
+        facts["evaluation"] = f"../{report.address}/data/report.html"
     if verdict is not None:
         facts["reason"] = verdict.reason
         facts["decision"] = release.decision if release is not None else verdict.decision

@@ -9,42 +9,21 @@ from pathlib import Path
 from tasks.night_charts import columns, loss_curve, sankey
 from tasks.night_facts import Cost, Example, NightFacts, Score, night_facts
 from tasks.workspace import Workspace, write_atomic
+from training.page_style import page
 
-TORCH_STEPS = ("train", "export", "calibrate", "thin", "recover", "compress", "evaluate", "measure", "choose", "gate")
-
-STYLE = """
-:root { color-scheme: light dark;
-  --page: #f6f7f9; --card: #ffffff; --ink: #16202c; --soft: #5b6877; --line: #dfe4ea;
-  --keep: #1f9d8b; --keep2: #bfe5df; --r0: #d9822b; --r1: #cf4f4f; --r2: #7d5bb8; --r3: #4b7bb5; --good: #1b7f4b; --bad: #b3362f; }
-@media (prefers-color-scheme: dark) { :root {
-  --page: #10151b; --card: #18202a; --ink: #e6ebf1; --soft: #97a5b5; --line: #2b3644;
-  --keep: #38c1ac; --keep2: #1f4f4a; --r0: #e79a4c; --r1: #e27373; --r2: #a88adb; --r3: #7aa7dc; --good: #5ecb91; --bad: #ef8078; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 60px; }
-h1 { font-size: 28px; margin: 0; letter-spacing: -.4px; } h2 { font-size: 17px; margin: 0 0 12px; }
-header p { margin: 4px 0 20px; color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-bottom: 16px; }
-.tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.tile { padding: 12px 14px; } .tile b { display: block; font-size: 23px; letter-spacing: -.3px; font-weight: 650; }
-.tile span { color: var(--soft); font-size: 13px; }
-section { padding: 18px 20px; margin-bottom: 16px; } .two { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
-.two > div { display: flex; flex-direction: column; } .two section:last-child { flex: 1; } @media (max-width: 800px) { .two { grid-template-columns: 1fr; gap: 0; } }
-.decision { border-left: 5px solid var(--soft); } .promoted { border-left-color: var(--good); } .failed { border-left-color: var(--bad); }
-.decision p { margin: 0; } .note { color: var(--soft); font-size: 13px; margin: 8px 0 0; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 500; font-size: 13px; border-bottom: 1px solid var(--line); padding: 4px 8px 4px 0; }
-td { padding: 5px 8px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; } tr:last-child td { border-bottom: 0; }
-.n { text-align: right; white-space: nowrap; } .w { width: 42%; } td:first-child { white-space: nowrap; } .mono { font: 12.5px/1.45 ui-monospace, Menlo, monospace; overflow-wrap: anywhere; }
-.track { background: var(--line); border-radius: 4px; height: 10px; margin-top: 6px; overflow: hidden; display: flex; }
-.track i { display: block; height: 10px; background: var(--keep); } .track i.no { background: var(--r1); }
-.badge { border-radius: 99px; padding: 1px 9px; font-size: 12.5px; border: 1px solid currentColor; white-space: nowrap; }
-.good { color: var(--good); } .bad { color: var(--bad); } a { color: var(--r3); }
-details { border-top: 1px solid var(--line); padding: 8px 0; } details:first-of-type { border-top: 0; } summary { cursor: pointer; }
-blockquote { margin: 8px 0 0; padding: 8px 12px; background: var(--page); border-radius: 6px; }
-svg { width: 100%; height: auto; display: block; } svg.small { max-width: 560px; } svg text { fill: var(--ink); font: 12.5px system-ui, sans-serif; }
-svg text.soft { fill: var(--soft); } svg text.big { font-size: 16px; font-weight: 650; }
-"""
+TORCH_STEPS = (
+    "train",
+    "export",
+    "calibrate",
+    "thin",
+    "recover",
+    "compress",
+    "evaluate",
+    "measure",
+    "choose",
+    "gate",
+    "report",
+)
 
 
 def write_page(workspace: Workspace, night: str) -> Path:
@@ -53,9 +32,9 @@ def write_page(workspace: Workspace, night: str) -> Path:
     It is a view, not an output: it shows what the run cost, which differs between two honest runs, so no key or digest
     covers it and it may be written again at any time.
     """
-    page = workspace.root / "nights" / f"{night}.html"
-    write_atomic(page, page_of(night_facts(workspace, night)))
-    return page
+    file = workspace.root / "nights" / f"{night}.html"
+    write_atomic(file, page_of(night_facts(workspace, night)))
+    return file
 
 
 def page_of(facts: NightFacts) -> str:
@@ -66,15 +45,8 @@ def page_of(facts: NightFacts) -> str:
         _two(_lengths(facts), _sources(facts)), _two(_models(facts), _curve(facts)), _candidates(facts),
         _two(_duplicates(facts), _languages(facts) + _checks(facts)), _costs(facts), _examples(facts),
     ]  # fmt: skip
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<header><h1>{escape(facts.pipeline)}</h1><p>night of {escape(facts.night)}</p></header>"
-        + "\n".join(part for part in parts if part)
-        + "</main></body></html>\n"
-    )
+    header = f"<h1>{escape(facts.pipeline)}</h1><p>night of {escape(facts.night)}</p>"
+    return page(title, header, parts)
 
 
 def number(value: float) -> str:
@@ -132,8 +104,9 @@ def _decision(facts: NightFacts) -> str:
         return '<section class="decision"><p><b>Not finished</b>: this night has no decision yet.</p></section>'
     gone = f" {facts.num_forgotten} documents are forgotten in its corpus." if facts.num_forgotten else ""
     kind = "promoted" if facts.decision.startswith("promote") else ""
+    more = f' <a href="{escape(facts.evaluation)}">Report of the evaluation</a>' if facts.evaluation else ""
     return (
-        f'<section class="decision {kind}"><p><b>{escape(facts.decision.capitalize())}</b>: {escape(facts.reason)}.{gone}</p>'
+        f'<section class="decision {kind}"><p><b>{escape(facts.decision.capitalize())}</b>: {escape(facts.reason)}.{gone}{more}</p>'
         "</section>"
     )
 
@@ -244,7 +217,7 @@ def _candidates(facts: NightFacts) -> str:
     """The picture is our own output, drawn from escaped names."""
     if not facts.pareto:
         return ""
-    return f'<section><h2>Candidates by size and quality</h2>{facts.pareto}<p class="note">{escape(facts.choice)}</p></section>'
+    return f'<section><h2>Candidates by size and quality</h2><div class="paper">{facts.pareto}</div><p class="note">{escape(facts.choice)}</p></section>'
 
 
 def _size(size: int) -> str:

@@ -54,6 +54,7 @@ JOBS = {  # name -> module whose `run` (or what is named) does it, imported when
     "choose": "training.compress.choose",
     "evaluate": "training.evaluate.job",
     "gate": "training.evaluate.gate_job",
+    "report-evaluation": "training.evaluate.report_job",
     "import-model": "training.finetune.import_model",
     "finetune": "training.finetune.main",
     "export-task": "training.finetune.export",
