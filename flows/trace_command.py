@@ -8,11 +8,13 @@ from collections import Counter
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from flows.specs import load_spec
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Corpus
 from spark_jobs.snapshot import split_origin
+from tasks.ledger import read_ledger
 from tasks.lineage import DocumentTrail, Lineage, ModelUse, Visit, rows_of
 from tasks.workspace import Workspace
 from training.manifests import Checkpoint, ModelFolder
@@ -124,7 +126,25 @@ def trace_model(lineage: Lineage, name: str) -> tuple[dict[str, Any], Lines]:
         corpus = lineage.load(Corpus, parent.address)
         lines += [*_training_lines(checkpoint, corpus), *_source_lines(lineage, corpus)]
         facts.append({"checkpoint": checkpoint.address, "corpus": corpus.address, "nights": _nights(lineage, corpus)})
-    return {"model": model.address, "version": version, "parents": _parents(model), "trainings": facts}, lines
+    decided = decisions_on(lineage, model.address)
+    lines += [f"  decided   {_decided(entry)}" for entry in decided]
+    told = {"model": model.address, "version": version, "parents": _parents(model), "trainings": facts}
+    return told | {"decisions": decided}, lines
+
+
+def decisions_on(lineage: Lineage, model: str) -> list[dict[str, Any]]:
+    """Lines of the ledger that are about a model or made it champion again, oldest first."""
+    names = {"night", "decision", "by", "who", "when", "why", "fence", "evidence", "bundle"}
+    return [
+        line.model_dump(mode="json", include=names)
+        for line in read_ledger(lineage.workspace)
+        if line.candidate == model or (line.decision == "rolled back" and line.champion == model)
+    ]
+
+
+def _decided(entry: dict[str, Any]) -> str:
+    person = f" by {entry['who']}" if entry["by"] == "hand" else ""
+    return escape(f"{entry['decision']}{person} at {entry['when']}, night {entry['night']}: {entry['why']}")
 
 
 def _training_lines(checkpoint: Checkpoint, corpus: Corpus) -> Lines:

@@ -52,11 +52,11 @@ def _copies(
 ) -> Iterator[Parent]:
     """Copy each manifest once; the role tells the way to it, e.g. `verdict.champion.model`."""
     seen: set[str] = set()
-    first = [
+    level = [
         Parent(role=role, address=handle.address, digest=handle.digest)
         for role, handle in (("candidate", candidate), ("verdict", verdict), ("corpus", corpus))
     ]
-    level = first
+    level += [entry.model_copy(update={"role": "report"}) for entry in _report(workspace, verdict)]
     for _ in range(1 + DEPTH):
         below: list[Parent] = []
         for entry in level:
@@ -73,6 +73,15 @@ def _copies(
                     for up in json.loads(text)["parents"]
                 ]
         level = below
+
+
+def _report(workspace: Workspace, verdict: Verdict) -> list[Parent]:
+    """The page about this verdict, if its night has made it."""
+    entry = workspace.record(verdict.night).outputs.get("report-evaluation")
+    manifest = workspace.at(entry.address) / MANIFEST if entry else None
+    if entry is None or manifest is None or not manifest.is_file():
+        return []
+    return [entry] if verdict.digest in {up["digest"] for up in json.loads(manifest.read_text())["parents"]} else []
 
 
 def _key(files: tuple[FileEntry, ...]) -> str:

@@ -21,6 +21,7 @@ from pydantic import Field
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import REPORT, CheckReport, Corpus, Documents, Frozen, Handle, TokenShards
 from spark_jobs.snapshot import batches_of
+from tasks.ledger import awaiting, read_ledger
 from tasks.lineage import scan
 from tasks.usage import Usage
 from tasks.workspace import Workspace
@@ -111,6 +112,7 @@ class NightFacts(Frozen):
     choice: str = ""  # which of them is the best, and why
     decision: str = ""
     reason: str = ""
+    afterwards: tuple[str, ...] = ()  # what was decided on tonight's candidate later: by whom, when, why
     evaluation: str = ""  # the report of it, from the page's folder
     price_cpu_hour: float | None = None
     price_gpu_hour: float | None = None
@@ -148,7 +150,7 @@ class _Outputs:
     """The outputs that a night has recorded, in the order they were made. A damaged one counts as missing."""
 
     def __init__(self, workspace: Workspace, night: str) -> None:
-        self._workspace, self.night = workspace, night
+        self.workspace, self.night = workspace, night
         self._entries = workspace.record(night).outputs
 
     @property
@@ -162,12 +164,12 @@ class _Outputs:
         if step not in self._entries:
             return None
         try:
-            return kind.load(self._workspace.at(self._entries[step].address))
+            return kind.load(self.workspace.at(self._entries[step].address))
         except DataError:
             return None
 
     def usage(self, step: str) -> Usage | None:
-        path = self._workspace.at(self.address(step)) / REPORT
+        path = self.workspace.at(self.address(step)) / REPORT
         return Usage.model_validate_json(path.read_text()) if path.is_file() else None
 
 
@@ -371,7 +373,19 @@ def _model_facts(outputs: _Outputs) -> dict[str, Any]:
     if verdict is not None:
         facts["reason"] = verdict.reason
         facts["decision"] = release.decision if release is not None else verdict.decision
+    if release is not None:
+        facts["afterwards"] = tuple(_afterwards(outputs.workspace, release))
     return facts
+
+
+def _afterwards(workspace: Workspace, release: Release) -> Iterator[str]:
+    candidate = release.parent("candidate")
+    about = [line for line in read_ledger(workspace) if candidate is not None and line.candidate == candidate.address]
+    for line in about:
+        if line.by == "hand" or line.decision == "expired":
+            yield f"{line.decision} by {line.who} at {line.when}: {line.why}"
+        elif line.decision == "awaiting" and line == awaiting(workspace):
+            yield f"waits for approval until {line.until}"
 
 
 def _prices() -> dict[str, float]:

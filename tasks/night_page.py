@@ -107,7 +107,8 @@ def _decision(facts: NightFacts) -> str:
     more = f' <a href="{escape(facts.evaluation)}">Report of the evaluation</a>' if facts.evaluation else ""
     return (
         f'<section class="decision {kind}"><p><b>{escape(facts.decision.capitalize())}</b>: {escape(facts.reason)}.{gone}{more}</p>'
-        "</section>"
+        + "".join(f'<p class="note">{escape(line)}</p>' for line in facts.afterwards)
+        + "</section>"
     )
 
 
