@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
-Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1)]
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+def _of_characters(text: str) -> str:
+    """Half a surrogate pair is none, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise ValueError("not text: a surrogate without its other half") from err
+    return text
+
+
+Text = Annotated[str, AfterValidator(_of_characters)]
+Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
@@ -72,7 +83,7 @@ class StreamOptions(BaseModel):
 class CompletionBody(Generating):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
     max_tokens: StrictInt | None = Field(
         None, ge=0, description="0 only with echo: the prompt is scored, nothing written."
     )
@@ -104,14 +115,14 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = Field(None, description="Taken and dropped.")
 
     def for_template(self) -> dict[str, Any]:
@@ -140,7 +151,7 @@ class ChatBody(Generating):
 class TextsBody(Body):
     """Texts to read, each alone."""
 
-    input: str | Annotated[list[str], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
+    input: Text | Annotated[list[Text], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:

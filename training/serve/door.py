@@ -26,10 +26,6 @@ BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
 CLIENT_GONE = 499  # nginx's number for an answer nobody waits for any more
 
 
-class TooLarge(Exception):
-    """The body grew past the limit while it was read."""
-
-
 class Door:
     """ASGI middleware. keys None: whoever reaches the port may ask."""
 
@@ -73,26 +69,24 @@ class Door:
         except Refused as refused:
             await answer_of(refused)(scope, receive, send)
             return
-        size, answering = 0, False
+        size, too_large = 0, False
 
         async def receiving() -> Message:
-            nonlocal size
+            nonlocal size, too_large
             message = await receive()
             size += len(message.get("body", b""))
             if size > self.max_body_bytes:
-                raise TooLarge
+                too_large = True
+                return {"type": "http.request", "body": b"", "more_body": False}
             return message
 
-        async def started(message: Message) -> None:
-            nonlocal answering
-            answering = True
-            await send(message)
+        async def sending(message: Message) -> None:
+            if not too_large:  # what a route makes of half a body is nobody's answer
+                await send(message)
 
-        try:
-            await self.app(scope, receiving, started)
-        except TooLarge:
-            if not answering:
-                await JSONResponse(self._too_large(), 413)(scope, receive, send)
+        await self.app(scope, receiving, sending)
+        if too_large:
+            await JSONResponse(self._too_large(), 413)(scope, receive, send)
 
     def _check_size(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")
