@@ -8,7 +8,7 @@ export NIGHTMILL_HOME ?= $(CURDIR)/var
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench parity chaos-train up down clean
+.PHONY: help install demo test check bench parity chaos chaos-train up down clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## the benchmark scripts of this repository
 
 parity: $(STAMP)  ## every way to share training against one rank, in float64; writes the table in README.md
 	$(BIN)/python -m benchmarks.parity
+
+chaos: $(STAMP)  ## every step of a tiny night killed at every moment, and run again: the same outputs, nothing left
+	$(BIN)/python -m benchmarks.chaos
 
 chaos-train: $(STAMP)  ## a rank of a training killed at each moment, started again; writes the table in docs/training.md
 	$(BIN)/python -m benchmarks.chaos_train
