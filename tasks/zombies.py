@@ -6,15 +6,18 @@ sweep. A run that waits for a process which never came is given up after `PENDIN
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.exceptions import ObjectNotFound
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
 
 from spark_jobs.errors import StepBusy
@@ -41,6 +44,19 @@ def sweep(home: Path) -> list[Swept]:
     with server() as client:
         runs = sweep_flow_runs(client)
     return [*orphans, *sweep_locks(home), *runs, *sweep_tracking(home)]
+
+
+def sweep_before_night(home: Path) -> None:
+    """What is cheap of it, in a flow run, before the night begins. Never worth a night: what goes wrong is said, not raised."""
+    if FlowRunContext.get() is None:
+        return
+    try:
+        with server() as client:
+            swept = [*sweep_locks(home), *sweep_flow_runs(client)]
+    except (httpx.HTTPError, PrefectException) as error:
+        swept = [Swept(kind="sweep", name="", what=f"{type(error).__name__}: {str(error)[:200]}")]
+    for line in swept:
+        print(f"put right: {line.kind} {line.name}: {line.what}", file=sys.stderr)  # noqa: T201
 
 
 def sweep_flow_runs(client: SyncPrefectClient, now: datetime | None = None) -> list[Swept]:
