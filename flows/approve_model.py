@@ -17,7 +17,7 @@ from pydantic import Field
 
 from flows.night import FlowReport
 from tasks.application import Application
-from tasks.approval import expire_overdue, reject, the_awaiting
+from tasks.approval import expire_overdue, is_overdue, reject, the_awaiting
 from tasks.artifacts import publish_markdown
 from tasks.ledger import LedgerLine, awaiting, read_ledger
 from tasks.promotion import find_target, promote
@@ -45,9 +45,9 @@ def approve_model(pipeline: str) -> FlowReport:
         pipeline: Whose candidate it is: the `name` of its spec.
     """
     workspace = Workspace.of(pipeline)
-    waiting = the_awaiting(workspace)
+    waiting = awaiting(workspace) or the_awaiting(workspace)
     _show(workspace, waiting)
-    answer = _answer(waiting)
+    answer = None if is_overdue(waiting) else _answer(waiting)
     if answer is None:
         expire_overdue(workspace)
     elif awaiting(workspace) == waiting:

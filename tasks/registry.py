@@ -6,6 +6,7 @@ two of the calls is repaired by running the release again.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CANDIDATE = "champion", "candidate"  # the aliases; candidate: of what waits for a person
+WRITES, CLASSIFIES = "writes", "classifies"
 MODEL_DIGEST = "nightmill.model_sha256"
 SERVING_MODEL = Path(__file__).parent.parent / "training" / "serving_model.py"
 SERVING_LIBRARIES = ("mlflow", "torch", "transformers", "pandas")
@@ -187,14 +189,15 @@ def _save(folder: Path, model: ModelFolder, model_id: str, run_id: str | None) -
     from mlflow.models import Model
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    kind = _kind(model)
     card = Model(artifact_path=folder.name, run_id=run_id, model_uuid=model_id, model_id=model_id)
     mlflow.pyfunc.save_model(
         str(folder),
         mlflow_model=card,
         python_model=str(SERVING_MODEL),
         artifacts={"model": model.folder()},
-        signature=_signature(),
-        input_example=pd.DataFrame({"prompt": ["The"]}),
+        signature=_signature(kind),
+        input_example=pd.DataFrame({"text" if kind == CLASSIFIES else "prompt": ["The"]}),
         pip_requirements=[
             f"{name}=={installed(name)}" for name in (*SERVING_LIBRARIES, *FORMAT_LIBRARIES[model.file_format])
         ],
@@ -203,10 +206,28 @@ def _save(folder: Path, model: ModelFolder, model_id: str, run_id: str | None) -
         raise NightmillError(f"MLflow saved model {model.address} without a signature; run release-model again")
 
 
-def _signature() -> Any:
+def _kind(model: ModelFolder) -> str:
+    """What a call of the model does. Raises: DataError for a head that `training/serving_model.py` cannot serve."""
+    path = Path(model.folder()) / "config.json"
+    name = (json.loads(path.read_text()).get("architectures") or ["no architecture"])[0]
+    if name.endswith("ForSequenceClassification"):
+        return CLASSIFIES
+    if name.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")):
+        return WRITES
+    raise DataError(
+        f"{path}: {name} has no signature in the registry; wanted a language model or one for sequence classification"
+    )
+
+
+def _signature(kind: str) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+    if kind == CLASSIFIES:
+        return ModelSignature(
+            inputs=Schema([ColSpec("string", "text")]),
+            outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+        )
     return ModelSignature(
         inputs=Schema([ColSpec("string", "prompt")]),
         outputs=Schema([ColSpec("string", "text")]),

@@ -1,7 +1,8 @@
 """The model as MLflow serves it. This file is copied beside the weights and run from there, so it stands alone: compressed
 weights need the library of their format beside transformers, none needs Nightmill.
 
-MLflow runs it as code (no pickle). Input: a column `prompt`; output: a column `text`, the continuation without the prompt.
+MLflow runs it as code (no pickle). A model that writes: column `prompt` in, column `text` out, the continuation without the prompt.
+One that classifies: column `text` in, columns `label` and `score` (probability of that label) out.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import mlflow
 import pandas as pd  # at run time: MLflow reads the annotation of `predict`, and warns if it cannot
 
 
-class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Greedy continuation, so that the same prompt gives the same text."""
+class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Writing is greedy, so that the same prompt gives the same text."""
 
     def load_context(self, context: Any) -> None:
         import transformers
@@ -27,6 +28,8 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.model = kind.from_pretrained(folder, local_files_only=True, **_how(folder, config)).eval()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        if type(self.model).__name__.endswith("ForSequenceClassification"):
+            return pd.DataFrame([self._classify(text) for text in model_input["text"]], columns=["label", "score"])
         wanted = int((params or {}).get("max_new_tokens", 32))
         return pd.DataFrame({"text": [self._continue(prompt, wanted) for prompt in model_input["prompt"]]})
 
@@ -47,6 +50,23 @@ class TextGenerator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         first = 1 if self.model.config.is_encoder_decoder else tokens_BT.shape[1]
         text: str = self.tokenizer.decode(output_BT[0, first:], skip_special_tokens=True)
         return text
+
+    def _classify(self, text: str) -> tuple[str, float]:
+        """The likeliest label and its probability; of a regression, the number it predicts."""
+        import torch
+
+        config = self.model.config
+        inputs = self.tokenizer(text, return_tensors="pt", truncation=True, max_length=config.max_position_embeddings)
+        with torch.no_grad():
+            logits_C = self.model(**inputs).logits[0].float()
+        if config.problem_type == "regression":
+            scores_C = logits_C
+        elif config.problem_type == "multi_label_classification":
+            scores_C = logits_C.sigmoid()
+        else:
+            scores_C = logits_C.softmax(-1)
+        best = int(scores_C.argmax())
+        return config.id2label[best], float(scores_C[best])
 
     def _filled(self, tokens_BT: Any, max_new_tokens: int) -> str:
         """A masked model fills in one hidden token after another; padding's id is its mask."""
@@ -76,4 +96,4 @@ def _how(folder: Path, config: Any) -> dict[str, Any]:
     return {}
 
 
-mlflow.models.set_model(TextGenerator())
+mlflow.models.set_model(ServedModel())
