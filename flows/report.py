@@ -89,4 +89,5 @@ def _decision(tonight: Night) -> str:
         return ""
     release: Any = tonight.find("release", Release, "release-model")
     verdict: Any = tonight.find("gate", Verdict, "evaluate-model")
-    return f"{release.decision}: {verdict.reason}"
+    ask = "; a person answers by `nightmill promote` or in the Prefect UI" if release.decision == "awaiting" else ""
+    return f"{release.decision}: {verdict.reason}{ask}"

@@ -7,6 +7,8 @@ $NIGHTMILL_HOME (default ./var)
         locks/<step>-<key>.json          who is working on it
         nights/<night>.json              what that night has produced so far, by address
         ledger.jsonl                     every decision about the champion
+        champion.json                    the champion now: what servers follow, written from the ledger
+        fences/<number>                  empty; the decisions that were begun
         forgotten.jsonl                  every request to forget documents
     servers/                             databases and logs of Prefect and MLflow
 """
@@ -82,6 +84,11 @@ class Workspace:
         return self.root / "forgotten.jsonl"
 
     def at(self, address: str) -> Path:
+        """Raises: RequestError if the address leads out of the workspace: some come from parameters."""
+        if address.startswith("/") or ".." in address.split("/"):
+            raise RequestError(
+                f"address {address!r} leads out of {self.root}; wanted one like models/export-3f9a1c0b77d2e415"
+            )
         return self.root / address
 
     def attempt(self, step_key: str) -> Path:
