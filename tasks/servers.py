@@ -124,6 +124,7 @@ def client_environment(home: Path) -> dict[str, str]:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs seconds, not the default's minutes
+        "PREFECT_CLIENT_MAX_RETRIES": "7",  # waits of 2, 4, ... 128 s: an API away for four minutes fails no step; the default, one
     }
     servers = running_servers(home)
     if servers is not None:
