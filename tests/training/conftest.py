@@ -218,11 +218,11 @@ def make() -> SimpleNamespace:
 class Engine:
     """The application `python -m training.run`, asked one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         answers, writer = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "training.run"], stdin=subprocess.PIPE, pass_fds=[writer], text=True,
-            env=os.environ | {"NIGHTMILL_ANSWER_FD": str(writer)},
+            env=os.environ | environment | {"NIGHTMILL_ANSWER_FD": str(writer)},
         )  # fmt: skip
         os.close(writer)
         self.answers = os.fdopen(answers)
@@ -256,14 +256,32 @@ class Engine:
         return publish_outcome(kind, out, "2026-01-01", Outcome.model_validate(last["outcome"]))
 
 
-@pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
-    app = Engine()
-    yield app
+def close(app: Engine) -> None:
     assert app.process.stdin is not None
     app.process.stdin.close()
     assert app.process.wait(timeout=30) == 0
     app.answers.close()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    app = Engine()
+    yield app
+    close(app)
+
+
+@pytest.fixture(scope="module")
+def engine_told() -> Iterator[Callable[..., Engine]]:
+    """Starts an engine of its own for a module, with variables of the machine."""
+    started: list[Engine] = []
+
+    def start(**environment: str) -> Engine:
+        started.append(Engine(**environment))
+        return started[-1]
+
+    yield start
+    for app in started:
+        close(app)
 
 
 @pytest.fixture(autouse=True)

@@ -35,9 +35,11 @@ from training.pretrain.parallel import OutputLoss, parallelize
 from training.pretrain.run_state import FREE, identity_of
 from training.pretrain.trainer import Companion, Plan, train_rank
 
+SPEC = FinetuneSpec
+
 
 def run(request: Request) -> Outcome:
-    """Train on as many local ranks as the spec says."""
+    """Train on as many ranks as the spec says."""
     spec = FinetuneSpec.model_validate(request.spec)
     check_request(request, spec)
     return launch_ranks(request, spec, train)

@@ -1,12 +1,15 @@
-"""Local ranks of a training: started by torch's elastic launcher, ended together, with one clear error.
+"""Ranks of a training: started by torch's elastic launcher, ended together, with one clear error.
 
-Whatever is trained, `work` is what each rank does between joining the others and leaving them.
+They are all on this machine, or shared out over several (nodes.py). Whatever is trained, `work` is what each rank does between
+joining the others and leaving them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from spark_jobs.requests import Failure, Outcome, Request, failure_of
 from training.loop_spec import LoopSpec
 from training.pretrain.compiled_blocks import keep_kernels_apart
 from training.pretrain.mesh import Ranks, join_ranks, num_restarts
+from training.pretrain.nodes import Call, Meeting, answer_file, called, meeting_of_environment, ranks_a_node
 from training.pretrain.profiling import record_collectives
 from training.pretrain.progress import relayed_events
 from training.processes import die_with_parent, error_of, signal_name
@@ -35,40 +39,76 @@ Work = Callable[[Request, Ranks, str], Outcome]  # the string: why the ranks wer
 
 
 def launch_ranks(request: Request, spec: LoopSpec, work: Work) -> Outcome:
-    """Do `work` on as many local ranks as the spec says; what rank 0 answers.
+    """Do `work` on as many ranks as the spec says, here or on several machines; what rank 0 answers."""
+    meeting = meeting_of_environment()
+    if meeting is None:
+        with tempfile.TemporaryDirectory(prefix="nightmill-ranks-") as failures:
+            config = _config_of(spec, failures, spec.ranks)
+            return _outcome(_launch(config, request, spec, work, Path(failures))[0])
+    ranks_a_node(spec.ranks, meeting.nodes)
+    shared = Path(request.out) / "scratch" / "nodes"
+    shutil.rmtree(shared, ignore_errors=True)  # of an earlier start
+    shared.mkdir(parents=True)
+    with called(meeting, request) as call:
+        answers = launch_share(call, meeting, type(spec), work)
+    return _outcome(answers[0] if 0 in answers else json.loads(answer_file(shared).read_text()))
 
-    The launcher is torch elastic, which torchrun itself calls. On CPU the ranks are forked from this process, which has
+
+def launch_share(call: Call, meeting: Meeting, kind: type[LoopSpec], work: Work) -> dict[int, dict[str, Any]]:
+    """This machine's share of the ranks of a call, with those of the other machines; what each rank here answers."""
+    spec = kind.model_validate(call.request.spec)
+    with tempfile.TemporaryDirectory(prefix="nightmill-ranks-") as logs:
+        config = _config_of(spec, logs, ranks_a_node(spec.ranks, meeting.nodes))
+        config.min_nodes = config.max_nodes = meeting.nodes
+        config.run_id, config.rdzv_endpoint, config.local_addr = call.run, meeting.endpoint, meeting.own_address
+        config.rdzv_configs = config.rdzv_configs | {"is_host": False}  # the store is open already
+        return _launch(config, call.request, spec, work, Path(call.shared))
+
+
+def _launch(
+    config: LaunchConfig, request: Request, spec: LoopSpec, work: Work, failures: Path
+) -> dict[int, dict[str, Any]]:
+    """The launcher is torch elastic, which torchrun itself calls. On CPU the ranks are forked from this process, which has
     the libraries loaded and has run no operation yet; after CUDA has started a fork is not safe, so they are spawned.
+
+    failures: folder in which ranks say why they failed, and, of several machines, the first rank what it answers.
     """
-    on_cuda = torch.cuda.is_available()
-    # A spawned rank does not inherit the answer's file descriptor: its events are passed on from the file they are in.
-    relay = relayed_events(Path(request.out) / "scratch" / "events.jsonl") if on_cuda else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory(prefix="nightmill-ranks-") as failures:
-        launch = elastic_launch(_config_of(spec, failures, "spawn" if on_cuda else "fork"), _rank)
-        try:
-            with relay:
-                answers = launch(request.model_dump_json(), spec.parallel.offload, work, os.getpid(), failures)
-        except ChildFailedError as err:
-            raise _crash_of(err, _failure_file(failures, spec.max_restarts)) from err
-    answer = answers[0]
+    # A spawned rank, and one of another machine, does not inherit the answer's file descriptor: its events are passed on from
+    # the file they are in.
+    apart = torch.cuda.is_available() or config.max_nodes > 1
+    relay = relayed_events(Path(request.out) / "scratch" / "events.jsonl") if apart else contextlib.nullcontext()
+    launch = elastic_launch(config, _rank)
+    keep_answer = config.max_nodes > 1
+    try:
+        with relay:
+            answers: dict[int, dict[str, Any]] = launch(
+                request.model_dump_json(), spec.parallel.offload, work, os.getpid(), str(failures), keep_answer
+            )
+    except ChildFailedError as err:
+        raise _crash_of(err, _failure_file(str(failures), spec.max_restarts)) from err
+    return answers
+
+
+def _outcome(answer: dict[str, Any]) -> Outcome:
     if "failure" in answer:
         raise error_of(Failure.model_validate(answer["failure"]))
     return Outcome.model_validate(answer["outcome"])
 
 
-def _config_of(spec: LoopSpec, logs: str, start_method: str) -> LaunchConfig:
-    """logs: a folder for the launcher's own files, which it would else leave in the system's folder for such."""
+def _config_of(spec: LoopSpec, logs: str, ranks: int) -> LaunchConfig:
+    """All ranks on this machine. logs: a folder for the launcher's own files, which it would else leave in the system's folder
+    for such."""
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=spec.ranks,
+        nproc_per_node=ranks,
         run_id="nightmill",
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # a free port on loopback
         local_addr="localhost",
         max_restarts=spec.max_restarts,
         monitor_interval=0.1,
-        start_method=start_method,
+        start_method="spawn" if torch.cuda.is_available() else "fork",
         logs_specs=DefaultLogsSpecs(log_dir=logs),
     )
 
@@ -87,7 +127,9 @@ def _crash_of(error: ChildFailedError, first_failure: Path) -> NightmillError:
     return JobCrashed(f"rank {rank} was {how}; run the step again, it continues from the newest checkpoint")
 
 
-def _rank(request_json: str, offload: bool, work: Work, launcher: int, failures: str) -> dict[str, Any]:
+def _rank(
+    request_json: str, offload: bool, work: Work, launcher: int, failures: str, keep_answer: bool
+) -> dict[str, Any]:
     """One rank. Returns {"outcome": ...} (of rank 0) or {"failure": ...}, which all ranks reach together.
 
     An error of this rank alone is left in a file of the folder `failures` and ends the rank. One that only says that a
@@ -98,7 +140,10 @@ def _rank(request_json: str, offload: bool, work: Work, launcher: int, failures:
     restart = num_restarts()
     try:
         why = _why_restarted(_failure_file(failures, restart - 1))
-        return work_as_rank(Request.model_validate_json(request_json), offload, work, why)
+        answer = work_as_rank(Request.model_validate_json(request_json), offload, work, why)
+        if keep_answer and os.environ["RANK"] == "0":  # which may not be on the machine that is asked
+            answer_file(Path(failures)).write_text(json.dumps(answer))
+        return answer
     except SignalException:
         raise
     except (Exception, CheckpointException) as error:  # the latter is no Exception, and is what a full disk becomes

@@ -42,9 +42,11 @@ from training.pretrain.trainer import Material, plan_of, rank_positions, train_r
 from training.processes import die_with_parent
 from training.specs import TrainSpec
 
+SPEC = TrainSpec
+
 
 def run(request: Request) -> Outcome:
-    """Train on as many local ranks as the spec says."""
+    """Train on as many ranks as the spec says."""
     spec = TrainSpec.model_validate(request.spec)
     if spec.parallel.compile:
         check_compiler()
