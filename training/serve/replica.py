@@ -7,7 +7,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from functools import partial
@@ -40,11 +39,12 @@ def main() -> int:
 
 
 def run(plan: Plan, listener: socket.socket) -> int:
-    """Until SIGTERM or SIGINT; running answers end first. Returns the exit code: 1 if the engine died."""
+    """Until SIGTERM, after which running answers end first; uvicorn then raises the signal once more, so this does not return.
+
+    Returns 1 if the engine died.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(num_threads(plan.replicas))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn raises what it caught once more, when it has ended
     return asyncio.run(_serve(plan, listener))
 
 
