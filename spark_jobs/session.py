@@ -1,6 +1,9 @@
 """The Spark session of this machine. Where it runs and how big it is come from the environment, never from a spec.
 
-NIGHTMILL_SPARK_MASTER   default local[*,4]: all cores; a task is given up when it was lost four times, as on a cluster
+NIGHTMILL_SPARK_MASTER   default local[*,4]: all cores; a task is given up when it was lost four times, as on a cluster;
+                         spark://host:7077, k8s://https://... (docs/operating.md)
+NIGHTMILL_SPARK_DRIVER_HOST  how executors reach this machine, default its name; a pod's IP on Kubernetes
+SPARK_CONF_DIR           Spark's own: folder of a spark-defaults.conf, for what is not set here (executors, their image, cores)
 NIGHTMILL_SPARK_MEMORY   default 2g; heap of the driver (local) and of each executor
 NIGHTMILL_JAVA_HOME      default: see `java.find_java`
 NIGHTMILL_SPARK_PARTITIONS  default 2 on one machine, Spark's own 200 on a cluster; partitions of a shuffle
@@ -79,6 +82,10 @@ def _settings() -> dict[str, str]:
             "spark.default.parallelism": str(LOCAL_PARTITIONS),
             "spark.shuffle.compress": "false",
         }
+    else:
+        settings["spark.executorEnv.TOKENIZERS_PARALLELISM"] = "false"  # one Spark task is one core
+        if host := os.environ.get("NIGHTMILL_SPARK_DRIVER_HOST"):
+            settings["spark.driver.host"] = host
     partitions = os.environ.get("NIGHTMILL_SPARK_PARTITIONS")
     if partitions:
         settings |= {"spark.sql.shuffle.partitions": partitions, "spark.default.parallelism": partitions}

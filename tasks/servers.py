@@ -1,5 +1,8 @@
 """The Prefect and MLflow servers: where they keep things, how clients reach them, and a private one for a single run.
 
+With NIGHTMILL_PROFILE=cluster they run elsewhere (compose, Kubernetes): then PREFECT_API_URL and MLFLOW_TRACKING_URI say where,
+and their own variables hold the passwords (PREFECT_API_AUTH_STRING, MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD).
+
 $NIGHTMILL_HOME/servers/
     prefect.db mlflow.db versions.json    SQLite databases, and the releases that migrated them
     mlartifacts/<pipeline>/               files logged to MLflow
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import os
 import sys
 import time
 import urllib.error
@@ -24,11 +28,11 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from spark_jobs.errors import NightmillError
+from spark_jobs.errors import NightmillError, RequestError
 from spark_jobs.manifests import Frozen
 from tasks.child import OWNER, TOKEN, Child
 from tasks.locks import is_running
-from tasks.server_databases import ServerName, database, note_version, prepare_database
+from tasks.server_databases import ServerName, database_url, note_version, prepare_database
 from tasks.server_process import LISTEN_FD
 
 LOOPBACK = "127.0.0.1"
@@ -95,12 +99,27 @@ def running_servers(home: Path) -> Servers | None:
     return state
 
 
+def are_elsewhere() -> bool:
+    """Whether this machine uses servers that nobody starts here."""
+    return os.environ.get("NIGHTMILL_PROFILE") == "cluster"
+
+
+def address_elsewhere(variable: str) -> str:
+    """Raises: RequestError if the variable is not set."""
+    address = os.environ.get(variable, "")
+    if not address:
+        raise RequestError(f"NIGHTMILL_PROFILE=cluster wants {variable}: the address of the server to use")
+    return address
+
+
 def tracking_uri(home: Path) -> str:
-    """Where MLflow is: the server of `nightmill up`, or else the database itself."""
+    """Where MLflow is: the server elsewhere, the one of `nightmill up`, or else the database itself."""
+    if are_elsewhere():
+        return address_elsewhere("MLFLOW_TRACKING_URI")
     servers = running_servers(home)
     if servers is not None:
         return servers.mlflow_url
-    return f"sqlite:///{database('mlflow', servers_folder(home))}"
+    return database_url("mlflow", servers_folder(home))
 
 
 def client_environment(home: Path) -> dict[str, str]:
@@ -126,6 +145,8 @@ def client_environment(home: Path) -> dict[str, str]:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs seconds, not the default's minutes
         "PREFECT_CLIENT_MAX_RETRIES": "7",  # waits of 2, 4, ... 128 s: an API away for four minutes fails no step; the default, one
     }
+    if are_elsewhere():
+        return environment | {"PREFECT_API_URL": address_elsewhere("PREFECT_API_URL")}
     servers = running_servers(home)
     if servers is not None:
         environment["PREFECT_API_URL"] = servers.api_url
@@ -140,7 +161,7 @@ def server_environment(name: ServerName, home: Path, migrated: bool, port: int) 
     common = {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     if name == "mlflow":  # the names that `mlflow server` itself passes on, see mlflow/server/__init__.py `_run_server`
         return common | {
-            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{database(name, folder)}",
+            "_MLFLOW_SERVER_FILE_STORE": database_url(name, folder),
             "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
             "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
             "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "mlartifacts"),
@@ -153,7 +174,7 @@ def server_environment(name: ServerName, home: Path, migrated: bool, port: int) 
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_SERVER_API_HOST": LOOPBACK,
         "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database(name, folder)}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url(name, folder),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "31",  # nights known ahead: after a month of downtime the newest is still there
@@ -230,6 +251,9 @@ class EmbeddedPrefect:
     def __init__(self, home: Path) -> None:
         self._servers = servers_folder(home)
         self._child: Child | None = None
+        if are_elsewhere():
+            self.api_url = address_elsewhere("PREFECT_API_URL")
+            return
         outside = running_servers(home)
         if outside is not None:
             self.api_url = outside.api_url
