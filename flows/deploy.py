@@ -79,9 +79,9 @@ class PrefectFile(Frozen):
 class Applied(Frozen):
     """A line of the table that `nightmill deploy` prints."""
 
-    kind: Literal["pool", "deployment", "schedule"]
+    kind: Literal["pool", "deployment", "schedule", "automation"]
     name: str
-    state: Literal["created", "updated", "unchanged", "removed"]
+    state: Literal["created", "updated", "unchanged", "removed", "skipped"]
     changed: tuple[str, ...] = ()
 
 

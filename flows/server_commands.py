@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.automations import ALERT_URL, apply_automations, automations_folder
+from flows.champions import champion_table
 from flows.deploy import Applied, apply_file, prefect_file
 from spark_jobs.errors import NightmillError
 from tasks.daemons import health, start_all, stop_all
 from tasks.servers import Servers, client_environment, running_servers
 from tasks.workspace import home
 
-STATE_COLORS = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim"}
+STATE_COLORS = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim", "skipped": "yellow"}
 
 
 def up(arguments: argparse.Namespace) -> int:
@@ -26,7 +28,7 @@ def up(arguments: argparse.Namespace) -> int:
     os.environ.update(client_environment(home()))  # before prefect is imported, which reads it once
 
     def apply(servers: Servers) -> None:
-        console.print(applied_table(apply_file(prefect_file(), servers.api_url, servers.auth)))
+        console.print(applied_table(apply_everything(servers)))
 
     servers = start_all(
         home(),
@@ -45,6 +47,9 @@ def status(_arguments: argparse.Namespace) -> int:
     """What runs and whether it answers; puts right what the dead have left. Exit code 0 if all works."""
     console = Console()
     lines = health(home())
+    champions = champion_table(home())
+    if champions is not None:
+        console.print(champions)
     if not lines:
         console.print("nothing is up; start it with: nightmill up")
         return 1
@@ -76,15 +81,21 @@ def down(_arguments: argparse.Namespace) -> int:
 
 
 def deploy(_arguments: argparse.Namespace) -> int:
-    """Apply prefect.yaml to the running server; say what changed."""
+    """Apply prefect.yaml and automations to the running server; say what changed."""
     servers = running_servers(home())
     if servers is None:
         raise NightmillError(
             f"no Prefect server of {home()} is running, so there is nowhere to deploy to; start it with: nightmill up"
         )
     os.environ.update(client_environment(home()))
-    Console().print(applied_table(apply_file(prefect_file(), servers.api_url, servers.auth)))
+    Console().print(applied_table(apply_everything(servers)))
     return 0
+
+
+def apply_everything(servers: Servers) -> list[Applied]:
+    """Pools, deployments, schedules and automations."""
+    lines = apply_file(prefect_file(), servers.api_url, servers.auth)
+    return lines + apply_automations(automations_folder(), servers.api_url, servers.auth, os.environ.get(ALERT_URL, ""))
 
 
 def applied_table(lines: list[Applied]) -> Table:
