@@ -9,42 +9,62 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from spark_jobs.manifests import MANIFEST, Corpus, FileEntry, Parent, file_sha256
+from tasks.locks import held
 from tasks.workspace import Workspace
 from training.manifests import Evidence, ModelFolder, Verdict
 
 INDEX = "index.json"
+LOCK_WAIT_S = 120.0
 DEPTH = 2  # the verdict, its scorecards, and what those were made from
 
 
 def bundle(workspace: Workspace, candidate: ModelFolder, verdict: Verdict, corpus: Corpus) -> Evidence:
     """The bundle of one verdict, made if it is not there. What was deleted since is left out; its digest is in its child's manifest."""
-    attempt = workspace.attempt(f"evidence-{verdict.key}-{os.getpid()}")
-    shutil.rmtree(attempt, ignore_errors=True)
-    (attempt / "data").mkdir(parents=True)
-    index = list(_copies(workspace, attempt / "data", candidate, verdict, corpus))
+    name = f"evidence-{verdict.key}"
+    with held(workspace.lock(name), LOCK_WAIT_S):
+        attempt = workspace.attempt(name)
+        shutil.rmtree(attempt, ignore_errors=True)  # of a run that was killed
+        _copy_all(workspace, attempt / "data", candidate, verdict, corpus)
+        evidence = _described(attempt, verdict)
+        target = workspace.at(evidence.address)
+        if (target / MANIFEST).is_file():
+            shutil.rmtree(attempt)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            attempt.rename(target)
+    return Evidence.load(target)
+
+
+def _copy_all(workspace: Workspace, data: Path, candidate: ModelFolder, verdict: Verdict, corpus: Corpus) -> None:
+    data.mkdir(parents=True)
+    index = list(_copies(workspace, data, candidate, verdict, corpus))
     told = {entry.role: {"address": entry.address, "sha256": entry.digest} for entry in index}
-    (attempt / "data" / INDEX).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+    (data / INDEX).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     for path in map(Path, verdict.paths()):
-        copy = attempt / "data" / "verdict" / path.relative_to(verdict.folder())
+        copy = data / "verdict" / path.relative_to(verdict.folder())
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+
+
+def _described(attempt: Path, verdict: Verdict) -> Evidence:
+    """The manifest of what lies in `attempt`, written there."""
     files = tuple(
         FileEntry(path=str(path.relative_to(attempt)), size_bytes=path.stat().st_size, sha256=file_sha256(path))
         for path in sorted((attempt / "data").rglob("*"))
         if path.is_file()
     )
     evidence = Evidence(
-        step="evidence", key=_key(files), night=verdict.night, format="json", num_rows=len(index), files=files, spec={}, code={},
-        libraries={}, decision=verdict.decision,
+        step="evidence", key=_key(files), night=verdict.night, format="json",
+        num_rows=len(list((attempt / "data").glob("*.json"))) - 1, files=files, spec={}, code={}, libraries={},
+        decision=verdict.decision,
     )  # fmt: skip
     (attempt / MANIFEST).write_text(evidence.canonical())
-    return _published(workspace, attempt, evidence)
+    return evidence
 
 
 def _copies(
@@ -86,15 +106,3 @@ def _report(workspace: Workspace, verdict: Verdict) -> list[Parent]:
 
 def _key(files: tuple[FileEntry, ...]) -> str:
     return hashlib.sha256("".join(f"{f.path} {f.sha256}\n" for f in files).encode()).hexdigest()[:16]
-
-
-def _published(workspace: Workspace, attempt: Path, evidence: Evidence) -> Evidence:
-    target = workspace.at(evidence.address)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not (target / MANIFEST).is_file():
-        try:
-            attempt.rename(target)
-        except OSError:  # another run was faster; it is the same folder
-            Evidence.load(target)
-    shutil.rmtree(attempt, ignore_errors=True)
-    return Evidence.load(target)

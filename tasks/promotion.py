@@ -6,13 +6,14 @@ rerun of that night or of an older one moves nothing any more.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from spark_jobs.errors import DataError, RequestError
 from spark_jobs.manifests import MANIFEST, Corpus, Handle
 from tasks.application import Application
 from tasks.approval import the_awaiting
-from tasks.champion import decide, deciding
+from tasks.champion import LOCK_WAIT_S, decide, deciding
 from tasks.evidence import bundle
 from tasks.ledger import (
     LedgerLine,
@@ -23,7 +24,9 @@ from tasks.ledger import (
     read_ledger,
     withdrawn,
 )
+from tasks.locks import Lock, held
 from tasks.model_check import check_model
+from tasks.retention import LOCK as MAINTENANCE
 from tasks.specs import ReleaseSpec
 from tasks.workspace import Workspace
 from training.manifests import ModelFolder, Release, Verdict
@@ -57,8 +60,9 @@ def promote(
     _refuse_unwanted(workspace, target, force)
     check_model(torch, target.model, _digest_of(target.release, "candidate"), target.release.night, spec)
     evidence = bundle(workspace, target.model, target.verdict, target.corpus)
-    with deciding(workspace) as fence:
+    with _no_maintenance(workspace), deciding(workspace) as fence:
         _refuse_unwanted(workspace, target, force)
+        _model(workspace, target.model.address, target.version)
         before = champion_now(workspace)
         line = LedgerLine(
             night=_night(workspace, target.release.night), decision="promoted", by="hand", why=why, who=who or actor(),
@@ -79,9 +83,10 @@ def roll_back(workspace: Workspace, version: str, why: str, spec: ReleaseSpec, t
     Raises: RequestError if there is none; DataError or QualityError if the earlier model is not what it was; StepBusy.
     """
     restored = earlier_champion(workspace, version)
-    model = ModelFolder.load(workspace.at(restored.champion))
+    model = _model(workspace, restored.champion, restored.champion_version)
     check_model(torch, model, restored.champion_digest, restored.night, spec)
-    with deciding(workspace) as fence:
+    with _no_maintenance(workspace), deciding(workspace) as fence:
+        _model(workspace, restored.champion, restored.champion_version)
         before = champion_now(workspace)
         if before is None or earlier_champion(workspace, version) != restored:
             raise RequestError(
@@ -137,9 +142,24 @@ def releases(workspace: Workspace) -> list[Release]:
 
 
 def _target(workspace: Workspace, release: Release) -> Target:
-    model = ModelFolder.load(workspace.at(_address_of(release, "candidate")))
+    model = _model(workspace, _address_of(release, "candidate"), release.model_version)
     verdict = Verdict.load(workspace.at(_address_of(release, "verdict")))
     return Target(release, model, verdict, Corpus.load(workspace.at(_address_of(release, "corpus"))))
+
+
+def _model(workspace: Workspace, address: str, version: str) -> ModelFolder:
+    """Raises: RequestError if its folder is gone; DataError if it is damaged."""
+    if not workspace.at(address).is_dir():
+        raise RequestError(
+            f"version {version}: its folder {workspace.at(address)} is gone; maintenance keeps the newest champions "
+            "(retention.keep_champions). Choose another version, or put the folder back from a backup"
+        )
+    return ModelFolder.load(workspace.at(address))
+
+
+def _no_maintenance(workspace: Workspace) -> AbstractContextManager[Lock]:
+    """Nothing is removed while a pointer moves to it."""
+    return held(workspace.lock(MAINTENANCE), LOCK_WAIT_S)
 
 
 def _refuse_unwanted(workspace: Workspace, target: Target, force: bool) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +16,18 @@ from tasks.servers import Servers
 
 # pytest-xdist's workers have no file as main module; pyspark.sql.connect takes that for a doctest run and ends the process.
 sys.modules["__main__"].__dict__.setdefault("__file__", __file__)
+
+
+@pytest.fixture(scope="session")
+def decided() -> ModuleType:
+    """The builders of tests/fixtures/decided.py."""
+    place = Path(__file__).parent / "fixtures" / "decided.py"
+    location = importlib.util.spec_from_file_location("decided", place)
+    assert location is not None
+    assert location.loader is not None
+    module = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
 
 
 def free_port() -> int:

@@ -1,12 +1,10 @@
-"""The builders of tests/fixtures/decided.py, and one torch process for the tests that release models."""
+"""A home, and one torch process, for the tests that release models."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,18 +12,6 @@ from tasks.application import Application
 from tasks.machine import set_environment
 from tasks.servers import client_environment
 from tasks.workspace import home
-
-DECIDED = Path(__file__).parent.parent / "fixtures" / "decided.py"
-
-
-@pytest.fixture(scope="session")
-def decided() -> ModuleType:
-    location = importlib.util.spec_from_file_location("decided", DECIDED)
-    assert location is not None
-    assert location.loader is not None
-    module = importlib.util.module_from_spec(location)
-    location.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -70,8 +78,6 @@ def model_files(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def model(model_files: Path, workspace: Workspace) -> ModelFolder:
-    import shutil
-
     folder = workspace.at("models/export-0123456789abcdef")
     shutil.copytree(model_files, folder)
     return published(
@@ -178,3 +184,80 @@ def test_copy_of_a_retired_model_leaves_the_registry_unless_it_has_an_alias(work
     assert removal.size_bytes > 1000
     assert [path for path in copies.rglob("*") if path.is_file()] == []
     assert client.search_model_versions("name = 'demo'") == []
+
+
+def test_classifier_is_registered_with_a_signature_of_its_own_and_answers_with_label_and_score(
+    workspace, home, model_files, verdict, corpus
+):
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    folder = workspace.at("models/export-task-0123456789abcdef")
+    shutil.copytree(model_files / "data", folder / "data")
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=258, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, pad_token_id=0, max_position_embeddings=64, num_labels=3,
+            id2label={0: "good", 1: "bad", 2: "neither"},
+        )
+    ).save_pretrained(folder / "data")  # fmt: skip
+    classifier = published(
+        ModelFolder, folder, step="export-task", key="0123456789abcdef", scheme="dense", num_parameters=1, weight_bytes=1,
+        effective_bits=32.0,
+    )  # fmt: skip
+    registered(workspace, classifier, verdict, corpus)
+    script = (
+        "import mlflow, pandas as pd\n"
+        f"mlflow.set_tracking_uri({tracking_uri(home)!r}); mlflow.set_registry_uri({tracking_uri(home)!r})\n"
+        "served = mlflow.pyfunc.load_model('models:/demo/1')\n"
+        "print([c.name for c in served.metadata.signature.inputs], [c.name for c in served.metadata.signature.outputs])\n"
+        "row = served.predict(pd.DataFrame({'text': ['a']})).iloc[0]; print(row['label'], 1 / 3 < row['score'] < 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    signature, answer = done.stdout.splitlines()
+    assert signature == "['text'] ['label', 'score']", done.stderr
+    assert answer.split()[0] in {"good", "bad", "neither"}
+    assert answer.endswith("True")
+
+
+def test_head_that_mlflow_could_not_serve_is_refused_with_its_name(workspace, model, verdict, corpus):
+    config = Path(model.folder()) / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "LlamaForQuestionAnswering"))
+    with pytest.raises(DataError, match="LlamaForQuestionAnswering has no signature in the registry"):
+        registered(workspace, model, verdict, corpus)
+
+
+def test_mlflow_models_serve_answers_for_the_champion(workspace, home, model, verdict, corpus, tmp_path):
+    """The official scoring server, in a process of its own, as a user starts it."""
+    registry.set_aliases("demo", {"champion": registered(workspace, model, verdict, corpus)})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path / "serve.log").open("w")
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/demo@champion", "--env-manager", "local",
+         "--host", "127.0.0.1", "-p", str(port)],
+        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(home), "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 240
+        while time.monotonic() < until and serving.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                break
+            time.sleep(0.5)
+        body = {
+            "dataframe_split": {"columns": ["prompt"], "data": [["a"], ["b c"]]}, "params": {"max_new_tokens": 4},
+        }  # fmt: skip
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            told = json.load(response)
+    except OSError as error:
+        pytest.fail(f"{error}: {(tmp_path / 'serve.log').read_text()[-3000:]}")
+    finally:
+        os.killpg(serving.pid, signal.SIGTERM)
+        serving.wait(timeout=30)
+    assert [sorted(row) for row in told["predictions"]] == [["text"], ["text"]]
