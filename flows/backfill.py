@@ -16,6 +16,7 @@ from flows.report import NightReport
 from flows.specs import NightlySpec
 from spark_jobs.manifests import Frozen
 from tasks.artifacts import publish_markdown
+from tasks.flow_runs import claim_flow_run
 
 
 class BackfillReport(Frozen):
@@ -36,7 +37,8 @@ def backfill(spec: NightlySpec, first: str, last: str = "") -> BackfillReport:
         first: Oldest night, as YYYY-MM-DD.
         last: Newest night, as YYYY-MM-DD, not later than today (UTC). Empty: yesterday.
     """
-    reports = []
+    claim_flow_run()
+    reports: list[Any] = []
     for night in nights_between(first, last):
         reports.append(nightly(spec, night))
         publish_markdown("backfill", as_markdown(reports), f"Nights of {spec.name} made up for")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from tasks.artifacts import ArtifactObserver
 from tasks.engine import Engine, Observer, engine_in_use, engine_or_none
+from tasks.flow_runs import claim_flow_run
 from tasks.machine import require_free_disk
 from tasks.prefect_runner import run_as_task, run_log
 from tasks.tracking import Status
@@ -45,6 +46,7 @@ def engine_for(
     because importing mlflow would be most of such a run.
     Raises: DiskFull if there is no room to begin.
     """
+    claim_flow_run()
     workspace = Workspace.of(spec.name)
     require_free_disk(workspace.root)
     tracking = (
