@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 
 from training.manifests import Release
 
@@ -17,11 +19,18 @@ def ask_for_approval(pipeline: str, night: str, release: Release) -> None:
     """
     if os.environ.get("NIGHTMILL_PROFILE", "embedded") == "embedded" or FlowRunContext.get() is None:
         return
-    run_deployment(
-        "approve-model/approve-model",
-        parameters={"pipeline": pipeline},
-        timeout=0,
-        flow_run_name=f"approve {pipeline} version {release.model_version} of {night}",
-        idempotency_key=f"approve-{release.digest}",
-        as_subflow=False,
-    )
+    try:
+        run_deployment(
+            "approve-model/approve-model",
+            parameters={"pipeline": pipeline},
+            timeout=0,
+            flow_run_name=f"approve {pipeline} version {release.model_version} of {night}",
+            idempotency_key=f"approve-{release.digest}",
+            as_subflow=False,
+        )
+    except ObjectNotFound:  # a server that `nightmill deploy` was not run against since
+        print(  # noqa: T201
+            "approval: no deployment approve-model on this server, so nobody sees a form; answer by `nightmill promote`, and apply "
+            "prefect.yaml by `nightmill deploy`",
+            file=sys.stderr,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,8 @@ from tasks.approval import expire_overdue, reject
 from tasks.champion import deciding, follow_ledger
 from tasks.ledger import LedgerLine, champion_now
 from tasks.promotion import find_target, promote, roll_back
-from tasks.workspace import Workspace, parse_night
+from tasks.servers import client_environment
+from tasks.workspace import Workspace, home, parse_night
 
 
 def promote_model(arguments: argparse.Namespace) -> int:
@@ -45,6 +47,7 @@ def rollback(arguments: argparse.Namespace) -> int:
 
 
 def _of(arguments: argparse.Namespace) -> tuple[NightlySpec, Workspace]:
+    os.environ.update(client_environment(home()))  # how long MLflow is waited for, among others
     spec = load_spec(arguments.preset, [])
     workspace = Workspace.of(spec.name)
     if not workspace.ledger.is_file():
