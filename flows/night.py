@@ -19,7 +19,8 @@ from tasks.engine import LOCK_WAIT_S, Engine, StepResult, engine_or_none, is_pla
 from tasks.flow_runs import claim_flow_run
 from tasks.ledger import Champion, champion_before, champion_to_beat
 from tasks.locks import held
-from tasks.workspace import Workspace, parse_night
+from tasks.workspace import Workspace, home, parse_night
+from tasks.zombies import sweep_before_night
 from training.manifests import CompressionChoice, ModelFolder
 
 WHOLE_NIGHT = "nightly"  # lock of whoever runs a night from end to end
@@ -162,13 +163,15 @@ def open_night(spec: NightlySpec, night: str, whole: bool = False) -> Iterator[N
 
 @contextmanager
 def alone(tonight: Night) -> Iterator[None]:
-    """One whole night of a pipeline at a time, whoever started it: a night that meets another waits a minute for it, no longer.
+    """One whole night of a pipeline at a time, whoever started it: a night that meets another waits a minute for it, no longer. What the
+    dead have left is put right first.
 
     Raises: StepBusy naming the process that works on the other.
     """
     if tonight.engine.planning:
         yield
         return
+    sweep_before_night(home())
     with held(tonight.workspace.lock(WHOLE_NIGHT), LOCK_WAIT_S):
         yield
 

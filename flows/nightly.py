@@ -19,8 +19,6 @@ from flows.report import NightReport, publish_page, summarize
 from flows.specs import NightlySpec
 from flows.train_model import train_model
 from tasks.flow_runs import SKIPPED, why_skipped
-from tasks.workspace import home
-from tasks.zombies import sweep_before_night
 
 AFTER_CORPUS = (train_model, compress_model, evaluate_model, release_model)
 
@@ -39,7 +37,6 @@ def nightly(spec: NightlySpec, night: str = "") -> NightReport | State[Any]:
     skipped = why_skipped(spec.schedule, night)
     if skipped:
         return Completed(name=SKIPPED, message=skipped)
-    sweep_before_night(home())
     with open_night(spec, night, whole=True) as tonight, alone(tonight):
         announce(tonight)
         try:
