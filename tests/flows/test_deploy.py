@@ -59,6 +59,7 @@ def test_shipped_file_is_applied_and_a_second_time_changes_nothing(apply, tree):
             "train-model",
             "compress-model",
             "evaluate-model",
+            "evaluate",
             "release-model",
             "approve-model",
             "maintenance",
