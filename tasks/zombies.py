@@ -47,14 +47,16 @@ def sweep(home: Path) -> list[Swept]:
 
 
 def sweep_before_night(home: Path) -> None:
-    """What is cheap of it, in a flow run, before the night begins. Never worth a night: what goes wrong is said, not raised."""
-    if FlowRunContext.get() is None:
-        return
-    try:
-        with server() as client:
-            swept = [*sweep_locks(home), *sweep_flow_runs(client)]
-    except (httpx.HTTPError, PrefectException) as error:
-        swept = [Swept(kind="sweep", name="", what=f"{type(error).__name__}: {str(error)[:200]}")]
+    """Locks, and in a flow run the server's runs, before the night begins. A lock may be left where its step has its output: killed
+    between publishing and letting go. Never worth a night: what goes wrong is said, not raised.
+    """
+    swept = sweep_locks(home)
+    if FlowRunContext.get() is not None:
+        try:
+            with server() as client:
+                swept += sweep_flow_runs(client)
+        except (httpx.HTTPError, PrefectException) as error:
+            swept.append(Swept(kind="sweep", name="", what=f"{type(error).__name__}: {str(error)[:200]}"))
     for line in swept:
         print(f"put right: {line.kind} {line.name}: {line.what}", file=sys.stderr)  # noqa: T201
 
