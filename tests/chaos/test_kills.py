@@ -18,7 +18,7 @@ NIGHT = "2026-11-25"
 DRIVER = Path(__file__).with_name("chaos_driver.py")
 CHILD_STEPS = {"ingest", "clean", "dedup", "check-documents", "tokenizer", "tokenize", "check-tokens", "train", "export",
                "calibrate", "compress-int8", "compress-int4", "evaluate-dense", "evaluate-int8", "evaluate-int4",
-               "measure-dense", "measure-int8", "measure-int4", "choose", "gate"}  # fmt: skip
+               "measure-dense", "measure-int8", "measure-int4", "choose", "gate", "report-evaluation"}  # fmt: skip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

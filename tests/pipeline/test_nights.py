@@ -37,7 +37,7 @@ def second(pipeline: Any, first: NightReport, write_topics: Callable[..., Path])
 def test_first_night_runs_every_step_and_crowns_its_model(pipeline: Any, first: NightReport) -> None:
     assert first.status == "done"
     assert {step.state for step in first.steps} == {"ran"}
-    assert len(first.steps) == 22
+    assert len(first.steps) == 23
     assert first.decision.startswith("promoted")
     assert first.model is not None
     assert first.model.version == "1"
@@ -154,4 +154,4 @@ def test_another_tokenizer_in_a_later_night_is_refused_with_the_way_out(pipeline
 def test_changed_setting_runs_only_what_depends_on_it(pipeline: Any, second: NightReport) -> None:
     plan = pipeline.run("gate.margin=0.4", night=NEXT, planning=True)
     changed = {step.step for step in plan.steps if step.state == "would run"}
-    assert changed == {"gate", "release"}
+    assert changed == {"gate", "report-evaluation", "release"}

@@ -272,7 +272,8 @@ def test_gate_overtaken_by_another_night_is_asked_again_against_the_new_champion
         assert released(second).decision == "promoted"
     with decided.night_open(workspace, N3, torch_application), open_night(decided.spec_of(workspace.name), N3) as third:
         assert released(third).decision == "promoted"
-        assert [s.step for s in third.engine.results if s.state == "ran"] == ["evaluate-champion", "gate", "release"]
+        ran = [s.step for s in third.engine.results if s.state == "ran"]
+        assert ran == ["evaluate-champion", "gate", "report-evaluation", "release"]
     after = workspace.output(N3, "gate", Verdict, "evaluate-model")
     assert before.champion == read_ledger(workspace)[0].champion
     assert after.champion == read_ledger(workspace)[1].champion
