@@ -186,9 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("status", "what is running, and where"),
         ("down", "stop what `up` started"),
-        ("deploy", "apply prefect.yaml to the running server"),
     ):
         commands.add_parser(name, help=text).set_defaults(command=_lazy("flows.server_commands", name))
+    deploy = commands.add_parser("deploy", help="apply prefect.yaml to the server")
+    deploy.add_argument(
+        "--pools", default="", metavar="FOLDER", help="base job templates: pools start Jobs on Kubernetes; infra/pools"
+    )
+    deploy.set_defaults(command=_lazy("flows.server_commands", "deploy"))
     return parser
 
 

@@ -6,6 +6,8 @@ Prefect's own `deploy` drops keys it does not know and keeps schedules that left
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -109,35 +111,68 @@ def read_prefect_file(path: Path) -> PrefectFile:
     return entries
 
 
-def apply_file(path: Path, api_url: str, auth: str = "") -> list[Applied]:
-    """Make the server's pools, deployments and schedules equal to the file. Doing it twice changes nothing."""
+def read_templates(folder: Path | None, pools: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Base job templates of Kubernetes, `<pool>.json` in the folder; none without a folder: then pools start processes.
+
+    Raises: RequestError naming the file that is missing or wrong.
+    """
+    if folder is None:
+        return {}
+    templates = {}
+    for pool in pools:
+        path = folder / f"{pool}.json"
+        try:
+            templates[pool] = json.loads(path.read_text())
+        except OSError as err:
+            raise RequestError(f"{path}: the template of pool {pool} cannot be read ({err.strerror})") from err
+        except json.JSONDecodeError as err:
+            raise RequestError(f"{path}: not JSON: {err}") from err
+        if set(templates[pool]) != {"variables", "job_configuration"}:
+            raise RequestError(
+                f"{path}: a base job template has variables and job_configuration, this one {set(templates[pool])}"
+            )
+    return templates
+
+
+def apply_file(path: Path, api_url: str, auth: str = "", pools_folder: Path | None = None) -> list[Applied]:
+    """Make the server's pools, deployments and schedules equal to the file. Doing it twice changes nothing.
+
+    pools_folder: the pools start Jobs on Kubernetes, by the base job templates of that folder.
+    """
     from prefect.client.orchestration import SyncPrefectClient
 
     entries = read_prefect_file(path)
+    templates = read_templates(pools_folder, entries.definitions.pools)
     planned = [(entry, _load_flow(entry)) for entry in entries.deployments]
     wanted = [(entry, flow.name, _wanted(entry, flow)) for entry, flow in planned]  # whatever is wrong is found before
     with SyncPrefectClient(api_url, auth_string=auth or None) as client:  # anything is changed
-        lines = [_apply_pool(client, name, pool) for name, pool in entries.definitions.pools.items()]
+        pools = entries.definitions.pools.items()
+        lines = [_apply_pool(client, name, pool, templates.get(name)) for name, pool in pools]
         for entry, flow_name, fields in wanted:
             lines += _apply_deployment(client, entry, flow_name, fields)
         return lines + _remove_left_over_schedules(client, {entry.name for entry in entries.deployments})
 
 
-def _apply_pool(client: SyncPrefectClient, name: str, pool: PoolEntry) -> Applied:
+def _apply_pool(client: SyncPrefectClient, name: str, pool: PoolEntry, template: dict[str, Any] | None) -> Applied:
+    """template: of Jobs on Kubernetes; None for processes, whose template is Prefect's own and left as it is on the server."""
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
-    wanted = {"concurrency_limit": pool.concurrency_limit, "description": pool.description}
+    kind = pool.type if template is None else "kubernetes"
+    wanted: dict[str, Any] = {"concurrency_limit": pool.concurrency_limit, "description": pool.description}
+    if template is not None:
+        wanted["base_job_template"] = template
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(WorkPoolCreate(name=name, type=pool.type, base_job_template=template, **wanted))
+        fields = {"base_job_template": ProcessWorker.get_default_base_job_template()} | wanted
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, **fields))
         return Applied(kind="pool", name=name, state="created")
-    if there.type != pool.type:
+    if there.type != kind:
         raise RequestError(
-            f"work pool {name} on the server is of type {there.type}, prefect.yaml says {pool.type}: delete it first"
+            f"work pool {name} on the server is of type {there.type}, wanted {kind}: delete it there, or "
+            f"{'leave out' if kind == 'kubernetes' else 'give'} --pools"
         )
     changed = tuple(field for field, value in wanted.items() if getattr(there, field) != value)
     if changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from flows.champions import champion_table
 from flows.deploy import Applied, apply_file, prefect_file
 from spark_jobs.errors import NightmillError
 from tasks.daemons import health, start_all, stop_all
-from tasks.servers import Servers, client_environment, running_servers
+from tasks.servers import Servers, address_elsewhere, are_elsewhere, client_environment, running_servers
 from tasks.workspace import home
 
 STATE_COLORS = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim", "skipped": "yellow"}
@@ -28,7 +29,7 @@ def up(arguments: argparse.Namespace) -> int:
     os.environ.update(client_environment(home()))  # before prefect is imported, which reads it once
 
     def apply(servers: Servers) -> None:
-        console.print(applied_table(apply_everything(servers)))
+        console.print(applied_table(apply_everything(servers.api_url, servers.auth)))
 
     servers = start_all(
         home(),
@@ -80,22 +81,27 @@ def down(_arguments: argparse.Namespace) -> int:
     return 0
 
 
-def deploy(_arguments: argparse.Namespace) -> int:
-    """Apply prefect.yaml and automations to the running server; say what changed."""
-    servers = running_servers(home())
-    if servers is None:
-        raise NightmillError(
-            f"no Prefect server of {home()} is running, so there is nowhere to deploy to; start it with: nightmill up"
-        )
+def deploy(arguments: argparse.Namespace) -> int:
+    """Apply prefect.yaml and automations to the server; say what changed."""
+    pools = Path(arguments.pools) if arguments.pools else None
+    if are_elsewhere():
+        api_url, auth = address_elsewhere("PREFECT_API_URL"), os.environ.get("PREFECT_API_AUTH_STRING", "")
+    else:
+        servers = running_servers(home())
+        if servers is None:
+            raise NightmillError(
+                f"no Prefect server of {home()} is running, so there is nowhere to deploy to; start it with: nightmill up"
+            )
+        api_url, auth = servers.api_url, servers.auth
     os.environ.update(client_environment(home()))
-    Console().print(applied_table(apply_everything(servers)))
+    Console().print(applied_table(apply_everything(api_url, auth, pools)))
     return 0
 
 
-def apply_everything(servers: Servers) -> list[Applied]:
-    """Pools, deployments, schedules and automations."""
-    lines = apply_file(prefect_file(), servers.api_url, servers.auth)
-    return lines + apply_automations(automations_folder(), servers.api_url, servers.auth, os.environ.get(ALERT_URL, ""))
+def apply_everything(api_url: str, auth: str, pools: Path | None = None) -> list[Applied]:
+    """Pools, deployments, schedules and automations. pools: folder of Kubernetes templates."""
+    lines = apply_file(prefect_file(), api_url, auth, pools)
+    return lines + apply_automations(automations_folder(), api_url, auth, os.environ.get(ALERT_URL, ""))
 
 
 def applied_table(lines: list[Applied]) -> Table:
