@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse, Response
 
 from training.serve import chat, completions, texts
 from training.serve.desk import Desk
-from training.serve.door import CLIENT_GONE, Door
+from training.serve.door import Door
 from training.serve.failures import handle_errors
 from training.serve.follow import Follower
 from training.serve.hub import Hub
 from training.serve.keys import Buckets, Keys
 from training.serve.measures import Measures
-from training.serve.request_log import RequestLog
+from training.serve.request_log import CLIENT_GONE, RequestLog
 from training.serve.serve_spec import ServeSpec
 from training.serve.traffic import Traffic
 from training.serve.writing import ClientGone

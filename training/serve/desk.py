@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from training.serve.failures import Refused, error_body
 from training.serve.hub import Hub
 from training.serve.measures import Measures
-from training.serve.request_log import Entry
+from training.serve.request_log import CLIENT_GONE, Entry
 from training.serve.serve_spec import ServeSpec
 from training.serve.served import Served
 from training.serve.traffic import Traffic
@@ -112,7 +112,7 @@ class Desk:
         streams = [
             parts(asked.served, plan, tally, stream=True) for plan, tally in zip(asked.plans, tallies, strict=True)
         ]
-        begun = False
+        begun = ended = False
         with self.places(asked):
             try:
                 async with aclosing(merged(streams, self.spec.timeout_s)) as pieces:  # type: ignore[type-var]
@@ -122,7 +122,9 @@ class Desk:
                         before = "" if begun else "".join(map(event_of, opening))
                         begun = True
                         yield before + event_of(chunk(asked.plans[number].index, part))
+                ended = True
             except Refused as refused:
+                ended = True
                 self.traffic.error(asked.served)
                 if not begun:
                     raise
@@ -130,6 +132,8 @@ class Desk:
                 return
             finally:
                 self.count(request, asked, sum(len(tally.ids) for tally in tallies))
+                if not ended:
+                    entry_of(request).status = CLIENT_GONE
         for plan, tally in zip(asked.plans, tallies, strict=True):
             self.traffic.answered(asked.served, asked.text_of(plan), plan.prompt, tally.ids, tally.finish)
         yield "".join(map(event_of, closing(sum(len(tally.ids) for tally in tallies)))) + DONE

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from training.serve.failures import Refused, answer_of, error_body
 from training.serve.keys import Buckets, Key, Keys
 from training.serve.measures import Measures
-from training.serve.request_log import Entry, RequestLog
+from training.serve.request_log import CLIENT_GONE, Entry, RequestLog
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,7 +23,6 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 GUARDED = "/v1/"
 BEARER = re.compile(r"Bearer +(\S+) *", re.IGNORECASE)
-CLIENT_GONE = 499  # nginx's number for an answer nobody waits for any more
 
 
 class Door:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+CLIENT_GONE = 499  # nginx's number for an answer nobody waits for any more
+
 
 @dataclass
 class Entry:

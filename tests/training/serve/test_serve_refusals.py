@@ -154,9 +154,10 @@ def test_hanging_up_frees_the_place(guarded: Any, serve: Any) -> None:
     serve.wait_for(lambda: any(line["id"] == name for line in guarded.server.lines()))
     line = next(line for line in guarded.server.lines() if line["id"] == name)
     assert line["answer_tokens"] < 800
+    assert line["status"] == 499
     with pytest.raises(httpx.ReadTimeout):
         post(guarded, json=body | {"stream": False}, timeout=0.02)
-    serve.wait_for(lambda: any(line["status"] == 499 for line in guarded.server.lines()))
+    serve.wait_for(lambda: sum(line["status"] == 499 for line in guarded.server.lines()) == 2)
     serve.wait_for(lambda: guarded.server.health()["running"] == 0)
 
 
