@@ -26,6 +26,7 @@ from tasks.workspace import Workspace
 LOCK = "maintenance"
 MODELS = "models/"
 EVIDENCE = "evidence/"  # copies of manifests, small, that name nothing
+WATCHED = "watch-reports/"
 ITSELF = "named by"
 
 
@@ -88,6 +89,8 @@ def plan_retention(workspace: Workspace, spec: RetentionSpec, now_s: float | Non
     for address in outputs.manifests:
         if address.startswith(EVIDENCE):  # copies of manifests: small, and complete without what they describe
             kept.setdefault(address, "evidence of a decision")
+        if address.startswith(WATCHED):  # they too: the watch removes them itself, after `watch.keep_days`
+            kept.setdefault(address, "report of the watch")
     removed = [_removal(workspace, address, "output") for address in outputs.manifests if address not in kept]
     removed += _left_over(workspace, spec, now_s)
     return RetentionPlan(kept, tuple(sorted(removed, key=lambda r: (-r.size_bytes, r.path))))

@@ -13,6 +13,8 @@ import pytest
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import MANIFEST, FileEntry, Handle, Parent, file_sha256
 from tasks.ledger import LedgerLine, write_decision
+from tasks.retention import plan_retention
+from tasks.retention_spec import RetentionSpec
 from tasks.watch_alarms import STATE, read_state, tell_alarms
 from tasks.watch_steps import forget_old, look_at_traffic, traffic_folder, trained_on
 from tasks.workspace import Workspace
@@ -290,3 +292,12 @@ def test_model_that_no_corpus_leads_to_is_told_so(workspace):
         trained_on(workspace, model)
     with pytest.raises(DataError, match="cannot be read"):
         trained_on(workspace, ModelFolder.load(workspace.at(MODEL)))
+
+
+def test_maintenance_keeps_reports_and_no_report_keeps_a_snapshot(workspace):
+    answered(workspace, sketched(0, 300), NOW)
+    found = look(workspace)
+    later = (Path(found.report.uri) / MANIFEST).stat().st_mtime + 400 * 24 * 3600
+    plan = plan_retention(workspace, RetentionSpec(), later)
+    assert found.report.address in plan.kept
+    assert snapshot(workspace).address in {removal.path for removal in plan.removed}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,14 +67,22 @@ def compared(
     """
     n, m = round(window_B.sum()), round(reference_B.sum())
     shares_B = _shares(reference_B + SMOOTHING * (reference_B + window_B > 0))
-    rng = np.random.default_rng([seed, n])
-    windows_RB = rng.multinomial(n, shares_B, size=replicates).astype(np.float64)
-    references_RB = rng.multinomial(m, shares_B, size=replicates).astype(np.float64)
-    drawn_R = distance(windows_RB, references_RB)
+    drawn_R = _drawn(distance, n, m, tuple(shares_B.tolist()), replicates, seed)
     told = float(distance(window_B, reference_B))
     p = (1 + int((drawn_R >= told).sum())) / (replicates + 1)
     by_chance = float(drawn_R.mean())
     return Compared(max(told - by_chance, 0.0) if subtract else told, by_chance, p, n)
+
+
+@lru_cache(maxsize=8)
+def _drawn(
+    distance: Distance, n: int, m: int, shares_B: tuple[float, ...], replicates: int, seed: int
+) -> NDArray[np.float64]:
+    """Distances (R,) of two samples of these shares, of n and m. Kept, as windows of one size ask again."""
+    rng = np.random.default_rng([seed, n])
+    windows_RB = rng.multinomial(n, shares_B, size=replicates).astype(np.float64)
+    references_RB = rng.multinomial(m, shares_B, size=replicates).astype(np.float64)
+    return distance(windows_RB, references_RB)
 
 
 def compared_clusters(window_B: Numbers, units_UB: Numbers, num_units: int, replicates: int, seed: int) -> Compared:
