@@ -1,7 +1,8 @@
 """Apply `infra/automations/*.yaml` to a Prefect server: what happens when an alarm of the watch arrives there.
 
-A file names the block it wants as `webhook/NAME`; ids differ from server to server. Without that block an automation is left
-out, and the table says what to set.
+A file names the block that an action wants as `TYPE/NAME`, for example `webhook/nightmill-alerts`; ids differ from server to
+server. An action whose block is not on the server is left out; an automation without any left is too, and the table says
+what to set.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ def _save_block(api_url: str, auth: str, alert_url: str) -> None:
 
 def _apply(client: SyncPrefectClient, path: Path, entry: dict[str, Any]) -> Applied:
     name = str(entry.get("name", ""))
-    missing = [action for action in entry.get("actions", []) if not _with_block_id(client, action)]
-    if missing:
-        hint = f"no block {missing[0]['block_document_id']}: set {ALERT_URL}, then `nightmill deploy`"
+    actions = [found for action in entry.get("actions", []) if (found := _with_block_id(client, action)) is not None]
+    if not actions and entry.get("actions"):
+        hint = f"no block {entry['actions'][0]['block_document_id']}: set {ALERT_URL}, then `nightmill deploy`"
         return Applied(kind="automation", name=name, state="skipped", changed=(hint,))
-    wanted = _parsed(path, entry)
+    wanted = _parsed(path, entry | {"actions": actions})
     there = next(iter(client.read_automations_by_name(name)), None)
     if there is None:
         client.create_automation(wanted)
@@ -94,20 +95,18 @@ def _parsed(path: Path, entry: dict[str, Any]) -> AutomationCore:
         raise RequestError(f"{path}: automation {entry.get('name')!r}: {where}: {problem['msg']}") from err
 
 
-def _with_block_id(client: SyncPrefectClient, action: dict[str, Any]) -> bool:
-    """Put the block's id in place of its name; False where the server has no such block."""
+def _with_block_id(client: SyncPrefectClient, action: dict[str, Any]) -> dict[str, Any] | None:
+    """The action with the block's id in place of its name; None where the server has no such block."""
     from prefect.exceptions import ObjectNotFound
 
-    named = str(action.get("block_document_id", ""))
-    if "/" not in named:
-        return True
-    kind, _, name = named.partition("/")
+    kind, slash, name = str(action.get("block_document_id", "")).partition("/")
+    if not slash:
+        return action
     try:
         found: UUID = client.read_block_document_by_name(name, kind).id
     except ObjectNotFound:
-        return False
-    action["block_document_id"] = str(found)
-    return True
+        return None
+    return action | {"block_document_id": str(found)}
 
 
 def _plain(automation: AutomationCore, field: str) -> Any:

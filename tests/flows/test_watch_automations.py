@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from flows.automations import apply_automations, automations_folder
+from flows.deploy import Applied
 from spark_jobs.errors import RequestError
 from tasks.servers import client_environment
 from training.watch.sketch import TrafficSketch
@@ -92,13 +93,17 @@ def watch(home: Path, pipeline: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def drift(lines: list[Applied]) -> Applied:
+    return next(line for line in lines if line.name == "nightmill-drift")
+
+
 def test_silence_reaches_the_receiver_once_and_so_does_its_end(servers_home, receiver):
     home, servers = servers_home
     url = f"http://127.0.0.1:{receiver.server_port}/alerts"
-    (line,) = apply_automations(automations_folder(), servers.api_url, servers.auth, url)
-    assert (line.kind, line.name) == ("automation", "nightmill-drift")
+    line = drift(apply_automations(automations_folder(), servers.api_url, servers.auth, url))
+    assert line.kind == "automation"
     assert line.state in ("created", "unchanged")
-    (again,) = apply_automations(automations_folder(), servers.api_url, servers.auth)
+    again = drift(apply_automations(automations_folder(), servers.api_url, servers.auth))
     assert again.state == "unchanged", again.changed
     workspace = home / "workspaces" / "silent"
     asked(workspace, range(20, 80))
@@ -136,10 +141,9 @@ def test_changed_file_changes_the_automation_and_nothing_else_does(servers_home,
     tree = yaml.safe_load((tmp_path / "drift.yaml").read_text())
     tree["automations"][0]["enabled"] = False
     (tmp_path / "drift.yaml").write_text(yaml.safe_dump(tree))
-    (line,) = apply_automations(tmp_path, servers.api_url, servers.auth)
-    assert (line.state, line.changed) == ("updated", ("enabled",))
-    (line,) = apply_automations(automations_folder(), servers.api_url, servers.auth)
-    assert (line.state, line.changed) == ("updated", ("enabled",))
+    for folder in (tmp_path, automations_folder()):  # and back
+        line = drift(apply_automations(folder, servers.api_url, servers.auth))
+        assert (line.state, line.changed) == ("updated", ("enabled",))
 
 
 @pytest.mark.parametrize(
