@@ -50,10 +50,10 @@ def heldout_documents(corpus: Corpus, limit: int) -> list[Document]:
     chosen: list[tuple[_Descending, str, str, str]] = []  # a heap whose top is the highest id kept
     seen: set[str] = set()
     forgotten = _forgotten(corpus)
-    for doc_id, *row in _rows(corpus):
+    for doc_id, text, source, language in _rows(corpus):
         if doc_id in seen or doc_id in forgotten:
             continue
-        entry = (_Descending(doc_id), *row)
+        entry = (_Descending(doc_id), text, source, language)
         if len(chosen) < limit:
             heapq.heappush(chosen, entry)
         elif doc_id < chosen[0][0].doc_id:

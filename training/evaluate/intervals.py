@@ -43,9 +43,13 @@ class Columns:
             return found.model_copy(update={"value": math.nan, "low": math.nan, "high": math.nan})
         return found
 
-    def of_slice(self, n: int, metric: Callable[[Sums], np.ndarray], definition: str) -> Score:
-        """Of the n documents of a slice that have a score."""
-        found = self._drawn.score("bits_per_byte", lambda sums: metric(self._named(sums)), definition)
+    def of_slice(self, name: str, n: int) -> Score:
+        """Bits per byte of the n documents of a slice that have a score."""
+
+        def metric(sums: np.ndarray) -> np.ndarray:
+            return _bits(self._named(sums), f"{name} nats", f"{name} num_bytes")
+
+        found = self._drawn.score("bits_per_byte", metric, f"unit:document|slice:{name}")
         return found.model_copy(update={"n": n, "n_invalid": 0})
 
     def _named(self, sums: np.ndarray) -> Sums:
@@ -70,12 +74,7 @@ def scored(
         found, reliability = confidence_columns(tokens, spec.calibration_bins)
         columns |= found
     resampled = Columns(columns, Bootstrap(replicates=spec.replicates, seed=spec.seed), num_invalid)
-    told = {
-        name: resampled.of_slice(
-            len(slices[name]), lambda s, name=name: _bits(s, f"{name} nats", f"{name} num_bytes"), f"unit:document|slice:{name}"
-        )
-        for name in sorted(largest)
-    }  # fmt: skip
+    told = {name: resampled.of_slice(name, len(slices[name])) for name in sorted(largest)}
     return {
         "scores": [score.model_dump(mode="json") for score in _scores(resampled, columns, spec)],
         "slices": {name: score.model_dump(mode="json") for name, score in told.items()},
