@@ -28,6 +28,7 @@ from training.serve.serve_spec import ServeSpec
 
 T = TypeVar("T")
 SMOKE_TOKENS = 4  # written by a new model before anybody is sent to it
+SMOKE_TOLERANCE = 0.1  # logits: a sum in another order is far less, another token mostly far more
 
 
 class Identity(Frozen):
@@ -114,7 +115,7 @@ class Served:
         return await asyncio.get_running_loop().run_in_executor(self._aside, partial(work, self.model, *arguments))
 
     async def smoke(self) -> None:
-        """Raises: DataError if the engine writes nothing."""
+        """Raises: DataError if the engine writes nothing, or something else than a forward pass finds likeliest."""
         if self.engine is None:
             return
         prompt = self.encode("The") or [0]
@@ -123,6 +124,14 @@ class Served:
             new = [token async for step in generation.steps() for token in step]
         if not new:
             raise DataError(f"model {self.identity.address} writes nothing; keep the one that answers")
+        if self.model.config.is_encoder_decoder:
+            return
+        behind = await self.aside(_behind_the_likeliest, prompt, new[0])
+        if behind > SMOKE_TOLERANCE:
+            raise DataError(
+                f"model {self.identity.address} writes a token whose logit is {behind:.3g} below the likeliest: its adapter, or its "
+                "weights, are left out when it writes; keep the one that answers"
+            )
 
     def close(self) -> None:
         """Blocks until the engine is gone."""
@@ -181,6 +190,13 @@ def _check_finite(model: Any, folder: Path) -> None:
         numbers = probe_logits(model)
     if not torch.isfinite(numbers).all():
         raise DataError(f"{folder}: answers that are not finite; export or compress the model again")
+
+
+def _behind_the_likeliest(model: Any, prompt: list[int], token: int) -> float:
+    """Logits between the likeliest token behind `prompt`, of a plain forward pass, and `token`."""
+    with torch.inference_mode():
+        logits_V = model(input_ids=torch.tensor([prompt])).logits[0, -1].float()
+    return float(logits_V.max() - logits_V[token])
 
 
 def _end_tokens(model: Any) -> tuple[int, ...]:
