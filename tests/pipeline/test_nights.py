@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from flows.report import NightReport
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Corpus, Documents
 from tasks import fingerprints
-from tasks.ledger import read_ledger
-from training.manifests import Checkpoint
+from tasks.engine import Engine, engine_in_use
+from tasks.ledger import champion_now, read_ledger
+from tasks.watch_steps import look_at_traffic, traffic_folder, watch_reference
+from training.evaluate.documents import load_tokenizer
+from training.manifests import Checkpoint, ModelFolder, WatchReference
+from training.watch.sketch import TrafficSketch
+from training.watch.spec import ReferenceSpec, WatchSpec
 
 TONIGHT, NEXT, QUIET = "2026-11-25", "2026-11-26", "2026-11-27"
 
@@ -155,3 +161,35 @@ def test_changed_setting_runs_only_what_depends_on_it(pipeline: Any, second: Nig
     plan = pipeline.run("gate.margin=0.4", night=NEXT, planning=True)
     changed = {step.step for step in plan.steps if step.state == "would run"}
     assert changed == {"gate", "report-evaluation", "release"}
+
+
+def test_traffic_in_another_alphabet_is_drift_from_what_the_champion_was_trained_on(
+    pipeline: Any, second: NightReport
+) -> None:
+    now = datetime(2026, 11, 27, 12, tzinfo=UTC)
+    champion = champion_now(pipeline.workspace)
+    assert champion is not None
+    model = ModelFolder.load(pipeline.workspace.at(champion.address))
+    encoder = load_tokenizer(Path(model.folder()))
+    sketch = TrafficSketch(champion.address)
+    for i in range(100):
+        prompt = f"Кто знает, где находится станция номер {i}?"
+        sketch.add(prompt, encoder.encode(prompt, add_special_tokens=False).ids, [5, 6, 7, 8, 9], None, "stop")
+    day = traffic_folder(pipeline.workspace) / now.date().isoformat()
+    day.mkdir(parents=True)
+    (day / "host-1.jsonl").write_text(json.dumps(sketch.flush() | {"at": now.isoformat()}) + "\n")
+    engine = Engine(pipeline.workspace, model.night)
+    engine.applications = pipeline.applications
+    spec = WatchSpec(min_requests=50, alpha=0.01, replicates=999)
+    with engine_in_use(engine):
+        found, again = (
+            look_at_traffic(pipeline.workspace, spec, now, lambda m: watch_reference(m, ReferenceSpec(documents=100)))
+            for _ in range(2)
+        )
+    assert [step.state for step in engine.results] == ["ran", "cached"]
+    assert found.facts is not None
+    assert {"language", "tokens"} <= set(found.facts.alarms)
+    assert found.report == again.report
+    reference = WatchReference.load(pipeline.workspace.at(engine.results[0].output))
+    assert reference.model == champion.address
+    assert reference.num_scored > 0

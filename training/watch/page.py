@@ -84,7 +84,7 @@ def _row(check: Check) -> str:
     note = f'<br><span class="soft">{escape(check.note)}</span>' if check.note else ""
     return (
         f"<tr><td>{escape(check.name.replace('_', ' '))}</td><td>{escape(check.measure)}</td>"
-        + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+        + "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)
         + f'<td class="{kind}">{escape(check.outcome)}{note}</td></tr>'
     )
 
@@ -96,4 +96,6 @@ def number(value: float) -> str:
 def probability(p: float) -> str:
     if math.isnan(p):
         return ""
+    if p < 1e-12:
+        return "< 1e-12"
     return f"{p:.3f}" if p >= 0.001 else f"{p:.1e}"
