@@ -59,9 +59,11 @@ def approve_model(pipeline: str) -> FlowReport:
 
 def _answer(waiting: LedgerLine) -> Answer | None:
     """None if nobody answered before the time was over."""
+    told = f"Version {waiting.candidate_version} of night {waiting.night} passed the gate: {waiting.why}. It waits until {waiting.until}."
+    form = Answer.with_initial_data(description=told + " The model card is artifact `candidate`.")
     left_s = (datetime.fromisoformat(waiting.until) - datetime.now(UTC)).total_seconds()
     try:
-        return pause_flow_run(wait_for_input=Answer, timeout=max(1, int(left_s) + 1), poll_interval=LOOK_S)
+        return pause_flow_run(wait_for_input=form, timeout=max(1, int(left_s) + 1), poll_interval=LOOK_S)
     except FlowPauseTimeout:
         return None
 
