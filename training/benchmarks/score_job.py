@@ -30,8 +30,8 @@ from training.benchmarks.results import (
     write_items,
     write_results,
 )
-from training.benchmarks.scoring import LESS_IS_BETTER, scores_of, value_of
-from training.benchmarks.task_file import TaskFile
+from training.benchmarks.scoring import scores_of, value_of
+from training.benchmarks.task_file import LESS_IS_BETTER, TaskFile
 from training.inputs import input_uri
 from training.manifests import BenchmarkAnswers, CorpusOverlap, ModelFolder
 from training.metrics.bootstrap import Bootstrap
@@ -94,7 +94,7 @@ def score_benchmark(
 
 def result_of(task: TaskFile, rows: Sequence[Row], bootstrap: Bootstrap) -> BenchmarkResult:
     main = task.chosen_metrics[0]
-    counts = {flag: sum(flag in row.flags for row in rows) for flag in FLAGS}
+    counts: dict[str, int] = {flag: sum(flag in row.flags for row in rows) for flag in FLAGS}
     counts |= {"tied": sum(row.tied for row in rows), "not_finite": sum(not row.finite for row in rows)}
     return BenchmarkResult(
         kind=task.kind, version=str(task.version), main=main, higher_is_better=main not in LESS_IS_BETTER,

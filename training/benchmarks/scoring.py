@@ -76,15 +76,14 @@ def _accuracies(task: TaskFile, rows: Sequence[Row], bootstrap: Bootstrap) -> Sc
 
 def _pmi(task: TaskFile, rows: Sequence[Row], bootstrap: Bootstrap) -> Scores:
     """log p(choice | question) - log p(choice | unconditional): what the question adds."""
-    right, invalid = [], 0
-    for row in rows:
-        if not row.finite:
-            right, invalid = [*right, False], invalid + 1
-            continue
-        points = choice_points("accuracy_pmi", row.log_likelihoods, row.unconditional, row.item.choices)
-        right.append(int(np.argmax(points)) == row.item.gold)
+    right = [
+        row.finite
+        and int(np.argmax(choice_points("accuracy_pmi", row.log_likelihoods, row.unconditional, row.item.choices)))
+        == row.item.gold
+        for row in rows
+    ]
     told = f"ties:first|unconditional:{task.unconditional}"
-    return {"accuracy_pmi": proportion("accuracy_pmi", right, invalid, told)}
+    return {"accuracy_pmi": proportion("accuracy_pmi", right, sum(not row.finite for row in rows), told)}
 
 
 def _choice_calibration(task: TaskFile, rows: Sequence[Row], bootstrap: Bootstrap) -> Scores:
