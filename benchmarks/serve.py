@@ -128,6 +128,9 @@ def side_by_side(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in range(1, asked.rounds + 1):
             for server in servers:
                 loads[server.name] += rounds_of(server, asked, number)
+                print(
+                    f"  round {number}: {server.name} {loads[server.name][-1][0].tokens_per_s:.0f} tokens/s", flush=True
+                )
     finally:
         for server in servers:
             server.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import sys
@@ -22,6 +23,7 @@ from training.serve.plan import LISTEN_FD, PLAN, READY, Plan
 BACKLOG = 2048  # connections that wait while all replicas are busy
 FIRST_START_S = 600.0  # loading a model from a slow disk
 LOOK_S = 0.2
+OWN_MESSAGE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (WARNING|ERROR|CRITICAL) ")
 PATIENCE_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a replica that keeps dying is started again
 
 
@@ -35,10 +37,13 @@ class Replica:
         self.child = start(self._heard)
 
     def _heard(self, line: str) -> None:
+        """What is neither a request nor a message of ours (libraries talk while they load) stays in the replica's log."""
         if line == READY:
             self.ready, self.deaths = True, 0
-        else:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 warnings of the replica
+        elif line.startswith('{"at": '):
+            print(line, flush=True)  # noqa: T201 --log -
+        elif OWN_MESSAGE.match(line):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def look(self, now: float) -> int:
         """Start it again if it died and it is time. Returns the pid of one just found dead, else 0."""
@@ -91,7 +96,7 @@ def serve(plan: Plan, listener: socket.socket, say: Callable[[str], None], end: 
 
     def start_in(place: int) -> Callable[[Callable[[str], None]], Child]:
         argv = [sys.executable, "-m", "training.serve.replica"]
-        log = logs / f"replica-{listener.getsockname()[1]}-{place}.log"
+        log = logs / f"{socket.gethostname()}-{listener.getsockname()[1]}-{place}.log"
         return lambda heard: Child(argv, log, environment, heard, (listener.fileno(),))
 
     row = [Replica(start_in(place)) for place in range(plan.replicas)]

@@ -29,6 +29,7 @@ TEMPLATE = (
     "[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 CONTEXT = 160
+START_S = 300  # on a machine that is busy with ten other things
 
 
 def write_model(folder: Path, tokenizer: Path, seed: int, template: str = TEMPLATE) -> Path:
@@ -104,19 +105,23 @@ class Running:
             "-m",
             "flows.cli",
             "serve",
-            *arguments,
             "--port",
             str(self.port),
             "--log",
             str(self.log),
+            *arguments,
         ]
         self.output = home / "output.log"
         self.process = subprocess.Popen(
-            argv, env=os.environ | {"NIGHTMILL_HOME": str(home), "NIGHTMILL_THREADS": "1"}, stdout=subprocess.DEVNULL,
+            argv, env=os.environ | {"NIGHTMILL_HOME": str(home), "NIGHTMILL_THREADS": "1"}, stdout=self.log.open("a"),
             stderr=self.output.open("w"),
         )  # fmt: skip
-        wait_for(lambda: self.health() is not None or self.process.poll() is not None, 120)
-        assert self.process.poll() is None, self.output.read_text()
+        try:
+            wait_for(lambda: self.health() is not None or self.process.poll() is not None, START_S)
+            assert self.process.poll() is None, self.output.read_text()
+        except BaseException:
+            self.stop()
+            raise
 
     def health(self) -> dict[str, Any] | None:
         try:
@@ -133,7 +138,7 @@ class Running:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
-def wait_for(holds: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(holds: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"still not so after {seconds} s"

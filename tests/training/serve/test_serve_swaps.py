@@ -65,7 +65,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, world: Any, make: Any, se
         for one in ("poll_s=0.1", "retry_s=0.3", "flush_s=0.5", "watch_every=2", "max_tokens=150")
         for word in ("--set", one)
     ]
-    server = serve.Running(home, "demo", "--replicas", "2", *settings)
+    server = serve.Running(home, "demo", "--replicas", "2", "--log", "-", *settings)
     yield Pipeline(workspace, models, greedy, server)
     server.stop()
 
@@ -117,7 +117,7 @@ def test_swap_under_load_loses_none_and_mixes_none(pipeline: Pipeline, serve: An
         for number in (1, 2, 1, 0):
             before = seen[f"demo@{number + 1}"]
             pipeline.promote(number, serve)
-            serve.wait_for(lambda: seen[f"demo@{number + 1}"] >= before + 10, 60)  # noqa: B023 waited for at once
+            serve.wait_for(lambda: seen[f"demo@{number + 1}"] >= before + 10, 120)  # noqa: B023 waited for at once
     finally:
         over.set()
         for thread in threads:
@@ -168,7 +168,7 @@ def test_killed_replica_is_started_again_while_the_other_answers(pipeline: Pipel
     os.kill(min(before), signal.SIGKILL)
     for _ in range(5):
         assert ask(pipeline.server.url, PROMPTS[1], False)[0][0] == "demo@2"
-    serve.wait_for(lambda: len({child.pid for child in supervisor.children()} - before) == 1, 60)
+    serve.wait_for(lambda: len({child.pid for child in supervisor.children()} - before) == 1, 120)
     serve.wait_for(
         lambda: "nightmill_replicas 2.0" in httpx.get(f"{pipeline.server.url}/metrics", trust_env=False).text, 60
     )
