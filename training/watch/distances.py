@@ -95,15 +95,19 @@ def compared_clusters(window_B: Numbers, units_UB: Numbers, num_units: int, repl
     from scipy.special import gammaincc
 
     rng = np.random.default_rng([seed, num_units])
-    num = len(units_UB)
-    even = np.full(num, 1 / num)
-    windows_RB = rng.multinomial(num_units, even, size=replicates).astype(np.float64) @ units_UB
-    references_RB = rng.multinomial(num, even, size=replicates).astype(np.float64) @ units_UB
+    windows_RB = _times_drawn(rng, len(units_UB), num_units, replicates) @ units_UB
+    references_RB = _times_drawn(rng, len(units_UB), len(units_UB), replicates) @ units_UB
     drawn_R = divergence(windows_RB, references_RB)
     told = float(divergence(window_B, units_UB.sum(0)))
     mean, variance = float(drawn_R.mean()), max(float(drawn_R.var(ddof=1)), 1e-18)
     p = float(gammaincc(mean**2 / variance, told * mean / variance)) if mean > 0 else float(told <= 0)
     return Compared(max(told - mean, 0.0) ** 0.5, mean**0.5, p, num_units)
+
+
+def _times_drawn(rng: np.random.Generator, num: int, draws: int, replicates: int) -> Numbers:
+    """(R, U): how often each unit is in a sample of `draws` with replacement."""
+    places = rng.integers(num, size=(replicates, draws)) + num * np.arange(replicates)[:, None]
+    return np.bincount(places.ravel(), minlength=num * replicates).reshape(replicates, num).astype(np.float64)
 
 
 def _shares(counts: Numbers) -> Numbers:
