@@ -37,11 +37,19 @@ class Postgres:
     def url(self, database: str) -> str:
         return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/{database}"
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """By which Postgres's own clients, started by name, find the server."""
+        return {
+            "PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": USER, "PGPASSWORD": self.password,
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+        }  # fmt: skip
+
     def run(self, program: str, *arguments: str) -> str:
         """What one of Postgres's own clients prints: psql, pg_dump, createdb ..."""
         done = subprocess.run(
-            [str(self.programs / program), "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, *arguments],
-            env=os.environ | {"PGPASSWORD": self.password}, stdout=subprocess.PIPE, text=True, check=True,
+            [str(self.programs / program), *arguments],
+            env=os.environ | self.environment, stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         return done.stdout
 
