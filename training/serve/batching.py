@@ -37,8 +37,8 @@ class Batching:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         self._end_tokens = list(end_tokens) or [-1]
         self._numbers = itertools.count()
-        context = int(model.config.get_text_config().max_position_embeddings)
-        self.capacity = min(context, spec.cache_tokens - PAGE_TOKENS * 2)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or spec.cache_tokens
+        self.capacity = min(int(context), spec.cache_tokens - PAGE_TOKENS * 2)
         self._manager = model.init_continuous_batching(
             generation_config=GenerationConfig(
                 do_sample=False, max_new_tokens=spec.max_tokens, eos_token_id=self._end_tokens

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from spark_jobs.errors import DataError
 from training.compress.compressed import Compressed
@@ -65,6 +65,25 @@ def test_compressed_folder_answers_as_the_model_in_memory(tiny: Path, tmp_path: 
     recipe = RecipeSpec(name="try", quantize=quantize, export=export)
     write(tmp_path / "data", tiny, Compressed(model, codes), recipe, tmp_path / "scratch")
     assert answered(tmp_path / "data", Batching) == continued(model)
+
+
+def test_gpt2_whose_positions_are_learned_is_batched(tiny: Path, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    config = GPT2Config(
+        vocab_size=300,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.4,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    assert answered(tmp_path, Batching) == continued(model)
 
 
 def adapter_folder(tiny: Path, folder: Path, config: Any) -> Any:
