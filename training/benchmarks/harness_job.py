@@ -7,6 +7,7 @@ without an interval.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import random
@@ -58,8 +59,7 @@ def run_tasks(spec: BenchmarkSpec, model: Any) -> Any:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    import datasets  # isort: skip  lm-eval's own
-
+    datasets = importlib.import_module("datasets")  # lm-eval's own
     state = random.getstate(), np.random.get_state()
     with tempfile.TemporaryDirectory() as cache:
         datasets.config.HF_DATASETS_CACHE = Path(cache)
