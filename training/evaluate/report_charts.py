@@ -10,6 +10,7 @@ from training.evaluate.report_facts import Bin
 
 WIDTH, ROW, LEFT, RIGHT, TOP = 1080, 26, 270, 60, 30
 SIDE, EDGE = 380, 44  # of the diagram of reliability
+FEWEST = 20  # tokens of a bin that is drawn: the share that is right of fewer jumps about
 
 
 def forest(rows: Sequence[GateTest], unit: str) -> str:
@@ -46,7 +47,7 @@ def forest(rows: Sequence[GateTest], unit: str) -> str:
 
 def reliability(sides: Sequence[tuple[str, str, Sequence[Bin]]]) -> str:
     """Share of right tokens against confidence, (name, colour, bins) of each model. On the diagonal a model is right as often
-    as it says; areas of dots are numbers of tokens."""
+    as it says; areas of dots are numbers of tokens. Bins of fewer than FEWEST tokens are left out."""
     span = SIDE - 2 * EDGE
     width = SIDE + 150
 
@@ -61,7 +62,8 @@ def reliability(sides: Sequence[tuple[str, str, Sequence[Bin]]]) -> str:
     parts.append(_text(EDGE + span / 2, SIDE - 8, "confidence", "soft", "middle"))
     parts.append(_text(EDGE - 30, EDGE - 14, "share right", "soft"))
     most = max((b.n for _, _, bins in sides for b in bins), default=1)
-    for place, (name, color, bins) in enumerate(sides):
+    for place, (name, color, every) in enumerate(sides):
+        bins = [b for b in every if b.n >= FEWEST]
         points = [at(b.confidence, b.accuracy) for b in bins]
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{joined}" fill="none" stroke="var({color})" stroke-width="2"/>')

@@ -31,10 +31,16 @@ def page_of(facts: EvaluationFacts) -> str:
     if facts.champion is not None:
         header += f" against <span class=mono>{escape(facts.champion.address)}</span>"
     parts = [
-        _decision(facts), _tiles(facts), _scores(facts), _tests(facts), _slices(facts), _calibration(facts), _candidates(facts),
+        _decision(facts), _tiles(facts), _scores(facts), _tests(facts), _slices(facts),
+        _two(_calibration(facts), _candidates(facts)),
         _changed("Documents that lost most", facts.lost), _changed("Documents that gained most", facts.gained),
     ]  # fmt: skip
     return page(f"evaluation, night {facts.night}", header + "</p>", parts)
+
+
+def _two(left: str, right: str) -> str:
+    """Side by side where there are both."""
+    return f'<div class="two"><div>{left}</div><div>{right}</div></div>' if left and right else left + right
 
 
 def told(score: Score | None, digits: int = 4) -> str:
@@ -150,7 +156,7 @@ def _calibration(facts: EvaluationFacts) -> str:
         sides.append(("champion", THEIRS, facts.champion.reliability))
     if not facts.candidate.reliability:
         return ""
-    note = "Next tokens of held-out documents by the probability of the likeliest one. Below the dashed line a model is surer than it is right; areas are numbers of tokens."
+    note = "Next tokens of held-out documents by the probability of the likeliest one. Below the dashed line a model is surer than it is right; areas are numbers of tokens, bins of fewer than 20 are left out."
     return f'<section><h2>Does the model know when it is right?</h2>{reliability(sides)}<p class="note">{note}</p></section>'
 
 
