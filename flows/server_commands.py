@@ -16,7 +16,14 @@ from flows.champions import champion_table
 from flows.deploy import Applied, apply_file, prefect_file
 from spark_jobs.errors import NightmillError
 from tasks.daemons import health, start_all, stop_all
-from tasks.servers import Servers, address_elsewhere, are_elsewhere, client_environment, running_servers
+from tasks.servers import (
+    Servers,
+    address_elsewhere,
+    are_elsewhere,
+    client_environment,
+    running_servers,
+    servers_folder,
+)
 from tasks.workspace import home
 
 STATE_COLORS = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim", "skipped": "yellow"}
@@ -86,6 +93,7 @@ def deploy(arguments: argparse.Namespace) -> int:
     pools = Path(arguments.pools) if arguments.pools else None
     if are_elsewhere():
         api_url, auth = address_elsewhere("PREFECT_API_URL"), os.environ.get("PREFECT_API_AUTH_STRING", "")
+        servers_folder(home()).mkdir(parents=True, exist_ok=True)  # Prefect keeps its own settings there
     else:
         servers = running_servers(home())
         if servers is None:
