@@ -11,6 +11,7 @@ from tasks.engine import Engine, Observer, engine_in_use, engine_or_none
 from tasks.flow_runs import claim_flow_run
 from tasks.machine import require_free_disk
 from tasks.prefect_runner import run_as_task, run_log
+from tasks.redaction import redact_logs
 from tasks.tracking import Status
 from tasks.tracking_observer import TrackingObserver, open_tracking
 from tasks.workspace import Workspace, parse_night
@@ -46,6 +47,7 @@ def engine_for(
     because importing mlflow would be most of such a run.
     Raises: DiskFull if there is no room to begin.
     """
+    redact_logs()
     claim_flow_run()
     workspace = Workspace.of(spec.name)
     require_free_disk(workspace.root)

@@ -24,6 +24,7 @@ import psutil
 
 from spark_jobs.errors import JobCrashed
 from tasks.locks import is_running
+from tasks.redaction import redact
 
 GRACE_S = 10.0  # between SIGTERM and SIGKILL; below Prefect's own 30 s, so that we finish first
 TOKEN = "NIGHTMILL_CHILD"
@@ -106,7 +107,7 @@ class Child:
         assert self.process.stdout is not None
         with self.log.open("a", errors="replace") as kept:
             for raw in self.process.stdout:
-                line = raw.decode(errors="replace").rstrip("\n")
+                line = redact(raw.decode(errors="replace").rstrip("\n"))
                 kept.write(line + "\n")
                 kept.flush()
                 self.tail.append(line)

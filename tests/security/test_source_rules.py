@@ -43,11 +43,23 @@ def faults(source: str) -> list[str]:
         last = name.split(".")[-1]
         if keyword(call, "shell") not in (None, "False"):
             found.append(f"line {call.lineno}: shell")
-        if name in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec", "tempfile.mktemp"):
+        if name in (
+            "os.system",
+            "os.popen",
+            "subprocess.getoutput",
+            "subprocess.getstatusoutput",
+            "eval",
+            "exec",
+            "tempfile.mktemp",
+        ):
             found.append(f"line {call.lineno}: {name}")
         if name.startswith("subprocess.") and call.args and isinstance(call.args[0], ast.Constant | ast.JoinedStr):
             found.append(f"line {call.lineno}: a command as one text")
-        if name.split(".")[0] in ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib") and last in ("load", "loads", "open"):
+        if name.split(".")[0] in ("pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib") and last in (
+            "load",
+            "loads",
+            "open",
+        ):
             found.append(f"line {call.lineno}: {name}")
         if name == "torch.load" and keyword(call, "weights_only") != "True":
             found.append(f"line {call.lineno}: torch.load without weights_only=True")

@@ -23,6 +23,10 @@ def source_of(spec: ImportModelSpec) -> Path:
         found = importlib.util.find_spec(module)
         if found is None or not found.submodule_search_locations:
             raise RequestError(f"base.package {spec.package}: no package {module} is installed; pip install it first")
+        if inner.startswith("/") or ".." in inner.split("/"):
+            raise RequestError(
+                f"base.package {spec.package}: leads out of the package; wanted module/folder or module/file"
+            )
         place, said = Path(next(iter(found.submodule_search_locations))) / inner, f"base.package {spec.package}"
     if place.suffix == GGUF and place.is_file():
         return place
