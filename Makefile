@@ -8,7 +8,7 @@ export NIGHTMILL_HOME ?= $(CURDIR)/var
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench parity chaos chaos-train up down clean
+.PHONY: help install demo test check bench parity chaos chaos-train up down clean audit sbom
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ check: $(STAMP)  ## format, lint, types, import direction, spelling
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs PyPI's advisories, says so where it has none)
+	@$(BIN)/python .ci/audit.py
+
+sbom: $(STAMP)  ## bill of materials, CycloneDX 1.6, var/sbom.cdx.json
+	@$(BIN)/python .ci/sbom.py $(NIGHTMILL_HOME)/sbom.cdx.json
 
 bench: $(STAMP)  ## the benchmark scripts of this repository
 	$(BIN)/python -m benchmarks.demo
