@@ -56,9 +56,7 @@ def reject(workspace: Workspace, why: str, who: str = "") -> LedgerLine:
     Raises: RequestError if nothing waits.
     """
     with deciding(workspace) as fence:
-        line = answer_to(workspace, the_awaiting(workspace), "rejected", why, "hand", who)
-        decide(fence, line)
-    return line
+        return decide(fence, answer_to(workspace, the_awaiting(workspace), "rejected", why, "hand", who))
 
 
 def answer_to(

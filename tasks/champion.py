@@ -50,14 +50,16 @@ def deciding(workspace: Workspace) -> Iterator[Fence]:
         yield Fence(workspace, lock, _next(workspace))
 
 
-def decide(fence: Fence, line: LedgerLine) -> None:
-    """Write the decision down, then let aliases and pointer follow.
+def decide(fence: Fence, line: LedgerLine) -> LedgerLine:
+    """Write the decision down, then let aliases and pointer follow. Returns it with its fence.
 
     Raises: StepBusy, and nothing was written, if the fence is not the newest any more.
     """
     fence.check()
-    write_decision(fence.workspace, line.model_copy(update={"fence": fence.number}))
+    fenced = line.model_copy(update={"fence": fence.number})
+    write_decision(fence.workspace, fenced)
     follow_ledger(fence.workspace)
+    return fenced
 
 
 def follow_ledger(workspace: Workspace) -> list[str]:

@@ -72,8 +72,7 @@ def promote(
             evidence=target.verdict.address, evidence_digest=target.verdict.digest, bundle=evidence.address,
             bundle_digest=evidence.digest,
         )  # fmt: skip
-        decide(fence, line)
-    return line
+        return decide(fence, line)
 
 
 def roll_back(workspace: Workspace, version: str, why: str, spec: ReleaseSpec, torch: Application) -> LedgerLine:
@@ -99,8 +98,7 @@ def roll_back(workspace: Workspace, version: str, why: str, spec: ReleaseSpec, t
             previous_champion=before.address, previous_version=before.version, evidence=restored.evidence,
             evidence_digest=restored.evidence_digest, bundle=restored.bundle, bundle_digest=restored.bundle_digest,
         )  # fmt: skip
-        decide(fence, line)
-    return line
+        return decide(fence, line)
 
 
 def earlier_champion(workspace: Workspace, version: str = "") -> LedgerLine:

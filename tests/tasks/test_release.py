@@ -133,6 +133,7 @@ def test_rollback_restores_the_champion_and_no_rerun_brings_the_other_one_back(w
     workspace = world("back", 3, 2)
     line = roll_back(workspace, "", "it swears", SPEC, torch_application)
     assert (line.decision, line.by, line.why, line.previous_version) == ("rolled back", "hand", "it swears", "2")
+    assert line == read_ledger(workspace)[-1]
     assert versions(workspace) == ("1", "1", {"champion": "1"})
     assert champion_before(workspace, N3).version == "1"
     told = decisions_on(Lineage(workspace), line.candidate)
