@@ -19,7 +19,7 @@ from tasks.server_databases import prepare_database
 from tasks.servers import servers_folder, tracking_uri
 from tasks.tracking import Status, Tracking
 from tasks.workspace import Workspace, home
-from training.manifests import CompressionChoice, ModelFolder, Release, Verdict
+from training.manifests import BenchmarkScorecard, CompressionChoice, ModelFolder, Release, Verdict
 
 if TYPE_CHECKING:
     from tasks.engine import StepResult
@@ -120,6 +120,10 @@ class TrackingObserver:
 
     def _log_output(self, key: str, step: Step[Any], result: StepResult, handle: Handle) -> None:
         numbers = output_numbers(handle)
+        if isinstance(handle, BenchmarkScorecard):
+            from training.benchmarks.results import main_values  # pyarrow, which most runs need not import here
+
+            numbers |= main_values(Path(handle.folder()) / "scores.json")
         usage = {"seconds": result.seconds, "cpu_seconds": result.cpu_seconds, "peak_mb": result.peak_mb}
         if result.state == "ran":
             numbers |= usage
@@ -132,6 +136,9 @@ class TrackingObserver:
             traces = curves_folder(handle.workspace, step.night, Path(handle.uri).name) / "profile"
             if traces.is_dir():
                 self._tracking.send({"do": "artifacts", "key": key, "path": str(traces), "to": "profile"})
+            if isinstance(handle, BenchmarkScorecard):
+                path = str(Path(handle.folder()) / "scores.json")
+                self._tracking.send({"do": "artifacts", "key": key, "path": path, "to": "output"})
             if isinstance(handle, CheckReport | Verdict | Release | CompressionChoice):
                 self._tracking.send({"do": "artifacts", "key": key, "path": handle.folder(), "to": "output"})
             if isinstance(handle, ModelFolder):  # what compression did to each layer, and the card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,12 @@ def write_results(results: Mapping[str, BenchmarkResult], path: Path) -> None:
 
 def read_results(path: Path) -> dict[str, BenchmarkResult]:
     return {name: BenchmarkResult.model_validate(told) for name, told in json.loads(path.read_text()).items()}
+
+
+def main_values(path: Path) -> dict[str, float]:
+    """benchmark/metric -> value, of the main metric of each benchmark where it is defined."""
+    found = {name: result.scores[result.main] for name, result in read_results(path).items()}
+    return {f"{name}/{score.name}": score.value for name, score in found.items() if math.isfinite(score.value)}
 
 
 def write_items(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from training.benchmarks.asking import Row, judge
 from training.benchmarks.items import Item
 from training.benchmarks.requests import Answer, Likelihood, Written
+from training.benchmarks.results import main_values, read_results, write_results
 from training.benchmarks.score_job import result_of, slices_of
 from training.benchmarks.scoring import scores_of, value_of
 from training.benchmarks.task_file import TaskFile
@@ -171,3 +173,17 @@ def test_value_of_an_item_is_more_for_the_better_model(nats: list[float], data: 
     item = question(*(f"choice {i}" for i in range(len(nats))), gold=gold)
     better = [value - (2.0 if i == gold else 0.0) for i, value in enumerate(nats)]
     assert value_of(task, judge(task, item, told(*better))) >= value_of(task, judge(task, item, told(*nats))) - 1e-12
+
+
+def test_main_values_are_told_by_benchmark_where_they_are_defined(tmp_path: Path) -> None:
+    task = task_of("multiple_choice")
+    text = task_of("rolling_text", prompt="")
+    results = {
+        "mine": result_of(task, rows_of(task, (question("a", "b"), told(1.0, 2.0))), DRAWS),
+        "broken": result_of(text, rows_of(text, (Item("1", 1, "", "", target="abc"), [NAN])), DRAWS),
+    }
+    write_results(results, tmp_path / "scores.json")
+    assert {name: one.counts for name, one in read_results(tmp_path / "scores.json").items()} == {
+        name: one.counts for name, one in results.items()
+    }
+    assert main_values(tmp_path / "scores.json") == {"mine/accuracy": 1.0}
