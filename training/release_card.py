@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from spark_jobs.errors import DataError
 from spark_jobs.manifests import Corpus, Handle
-from training.manifests import Checkpoint, Evidence, ModelFolder, Scorecard, Verdict
+from training.benchmarks.results import SCORES, read_results
+from training.manifests import BenchmarkScorecard, Checkpoint, Evidence, ModelFolder, Scorecard, Verdict
+from training.metrics.score import Score
 
 H = TypeVar("H", bound=Handle)
 LONGEST = 5000  # characters that MLflow's database keeps of a version's description
@@ -23,6 +25,7 @@ def release_card(name: str, model: ModelFolder, verdict: Verdict, corpus: Corpus
         _model(model),
         _training(model, corpus),
         _scores(verdict),
+        _intervals(verdict),
         f"## Decision\nThe gate said **{verdict.decision}**: {verdict.reason}.",
         _digests({"model": model, "verdict": verdict, "corpus": corpus, "evidence": evidence}),
         _loading(name, model),
@@ -84,6 +87,33 @@ def _scores(verdict: Verdict) -> str:
         return ""
     rows.append(("gzip -9", f"{candidate.gzip_bits_per_byte:.4f}", "", "", "", ""))
     return _table("Held-out text", ("model", "bits per byte", "perplexity", "documents", "bytes", "not scored"), rows)
+
+
+def _intervals(verdict: Verdict) -> str:
+    """The candidate's scores that have an interval: on held-out text, and of benchmarks where some were asked for."""
+    found: list[tuple[str, Score]] = []
+    card = _parent(verdict, "candidate", Scorecard)
+    if card is not None and (Path(card.folder()) / SCORES).is_file():
+        told = json.loads((Path(card.folder()) / SCORES).read_text())
+        found = [("held-out text", Score.model_validate(one)) for one in told["scores"]]
+    benchmarks = _parent(verdict, "candidate_benchmarks", BenchmarkScorecard)
+    if benchmarks is not None:
+        results = read_results(Path(benchmarks.folder()) / SCORES)
+        found += [(name, result.scores[result.main]) for name, result in results.items()]
+    if not found:
+        return ""
+    rows = [
+        (
+            name,
+            score.name,
+            f"{score.value:.4f}",
+            f"{score.low:.4f} to {score.high:.4f}",
+            f"{score.n:,}",
+            score.n_invalid,
+        )
+        for name, score in found
+    ]
+    return _table("Scores", ("on", "metric", "value", "95 % interval", "n", "invalid"), rows)
 
 
 def _digests(outputs: dict[str, Handle]) -> str:
