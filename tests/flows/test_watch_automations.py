@@ -25,6 +25,7 @@ from tasks.servers import client_environment
 from training.watch.sketch import TrafficSketch
 
 WAIT_S = 60.0
+DRIFT = "nightmill-drift"
 
 
 class Receiver(HTTPServer):
@@ -93,17 +94,17 @@ def watch(home: Path, pipeline: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def drift(lines: list[Applied]) -> Applied:
-    return next(line for line in lines if line.name == "nightmill-drift")
+def named(name: str, lines: list[Applied]) -> Applied:
+    return next(line for line in lines if line.name == name)
 
 
 def test_silence_reaches_the_receiver_once_and_so_does_its_end(servers_home, receiver):
     home, servers = servers_home
     url = f"http://127.0.0.1:{receiver.server_port}/alerts"
-    line = drift(apply_automations(automations_folder(), servers.api_url, servers.auth, url))
+    line = named(DRIFT, apply_automations(automations_folder(), servers.api_url, servers.auth, url))
     assert line.kind == "automation"
     assert line.state in ("created", "unchanged")
-    again = drift(apply_automations(automations_folder(), servers.api_url, servers.auth))
+    again = named(DRIFT, apply_automations(automations_folder(), servers.api_url, servers.auth))
     assert again.state == "unchanged", again.changed
     workspace = home / "workspaces" / "silent"
     asked(workspace, range(20, 80))
@@ -129,8 +130,8 @@ def test_automation_without_its_block_is_left_out_and_the_table_says_what_to_set
     (tmp_path / "other.yaml").write_text(
         text.replace("webhook/nightmill-alerts", "webhook/nobody-made").replace("nightmill-drift", "other")
     )
-    (line,) = apply_automations(tmp_path, servers.api_url, servers.auth)
-    assert (line.name, line.state) == ("other", "skipped")
+    line = named("other", apply_automations(tmp_path, servers.api_url, servers.auth))
+    assert line.state == "skipped"
     assert "NIGHTMILL_ALERT_URL" in line.changed[0]
 
 
@@ -142,7 +143,7 @@ def test_changed_file_changes_the_automation_and_nothing_else_does(servers_home,
     tree["automations"][0]["enabled"] = False
     (tmp_path / "drift.yaml").write_text(yaml.safe_dump(tree))
     for folder in (tmp_path, automations_folder()):  # and back
-        line = drift(apply_automations(folder, servers.api_url, servers.auth))
+        line = named(DRIFT, apply_automations(folder, servers.api_url, servers.auth))
         assert (line.state, line.changed) == ("updated", ("enabled",))
 
 
