@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -17,11 +18,13 @@ from pydantic import Field, ValidationError
 from flows.spec_files import validated
 from spark_jobs.errors import RequestError
 from spark_jobs.manifests import Frozen
+from tasks.redaction import SECRET_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
+BLOCK_REFERENCE = re.compile(r"\{\{\s*prefect\.blocks\.[\w.-]+\s*\}\}")
 TAG = "nightmill"  # on every deployment of ours, so that those which left the file are found
 
 
@@ -108,7 +111,18 @@ def read_prefect_file(path: Path) -> PrefectFile:
             raise RequestError(
                 f"{path}: deployment {entry.name}: no work pool {entry.work_pool.name!r} in definitions.pools, only {known}"
             )
+        _refuse_secrets(path, entry)
     return entries
+
+
+def _refuse_secrets(path: Path, entry: DeploymentEntry) -> None:
+    """Job variables stand in the file and, readable, on the server; the worker puts a block's value in place of its name."""
+    for name, value in (entry.work_pool.job_variables.get("env") or {}).items():
+        if SECRET_NAME.search(name) and not BLOCK_REFERENCE.fullmatch(str(value)):
+            raise RequestError(
+                f"{path}: deployment {entry.name}: {name} looks like a secret and is written out; keep it in a Secret block and "
+                f"write {{{{ prefect.blocks.secret.NAME }}}}"
+            )
 
 
 def read_templates(folder: Path | None, pools: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from flows.specs import NightlySpec
 from spark_jobs.manifests import Corpus, Handle, TokenizerFiles
 from tasks.benchmark_steps import score_benchmarks
 from tasks.compress_steps import measure
+from tasks.gate_alarm import tell_refusal
 from tasks.model_steps import decide, report_evaluation, score_model
 from training.manifests import CompressionChoice, ModelFolder, Scorecard
 
@@ -37,6 +38,7 @@ def evaluate_model(spec: NightlySpec, night: str = "") -> FlowReport:
         answered = benchmarked(tonight, sides, corpus, tokenizer)
         guards = guarded(spec, candidate, champion) if champion else {}
         verdict = decide(score, beaten, spec.gate, answered | guards)
+        tell_refusal(tonight.engine, verdict)
         choice = tonight.find("choose", CompressionChoice, "compress-model") if spec.compress.recipes else None
         chosen: dict[str, Handle] = {"choice": choice} if choice is not None else {}
         report_evaluation(score, beaten, verdict, corpus, answered | chosen)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.automations import ALERT_URL, apply_automations, automations_folder
+from flows.automations import RECEIVERS, apply_automations, automations_folder
 from flows.champions import champion_table
 from flows.deploy import Applied, apply_file, prefect_file
 from spark_jobs.errors import NightmillError
@@ -109,7 +109,8 @@ def deploy(arguments: argparse.Namespace) -> int:
 def apply_everything(api_url: str, auth: str, pools: Path | None = None) -> list[Applied]:
     """Pools, deployments, schedules and automations. pools: folder of Kubernetes templates."""
     lines = apply_file(prefect_file(), api_url, auth, pools)
-    return lines + apply_automations(automations_folder(), api_url, auth, os.environ.get(ALERT_URL, ""))
+    addresses = [os.environ.get(variable, "") for variable in RECEIVERS]
+    return lines + apply_automations(automations_folder(), api_url, auth, *addresses)
 
 
 def applied_table(lines: list[Applied]) -> Table:

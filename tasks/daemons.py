@@ -30,6 +30,7 @@ from tasks.servers import (
     answers,
     basic_auth,
     client_environment,
+    csrf_headers,
     foreign_variables,
     listen,
     read_state,
@@ -95,8 +96,10 @@ def _start_servers(home: Path, servers: Servers) -> Servers:
             migrated = prepare_database(name, folder)
             fd = listeners[name].fileno()
             environment = server_environment(name, home, migrated, ports[name]) | {LISTEN_FD: str(fd)}
-            if name == "prefect" and servers.auth:
-                environment["PREFECT_SERVER_API_AUTH_STRING"] = servers.auth
+            if name == "prefect":
+                environment["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] = "true"  # the default is false
+                if servers.auth:
+                    environment["PREFECT_SERVER_API_AUTH_STRING"] = servers.auth
             argv = [sys.executable, "-m", "tasks.server_process", name]
             started.append(_start(name, argv, home, environment, (fd,)))
     finally:
@@ -148,9 +151,8 @@ def _wait_for_worker(servers: Servers, pool: str, worker: ServerProcess) -> None
 
 def _post(servers: Servers, path: str) -> list[dict[str, Any]]:
     """Answer of the Prefect API to an empty filter; nothing where the thing asked about does not exist yet."""
-    request = urllib.request.Request(
-        servers.api_url + path, b"{}", {"Content-Type": "application/json"} | basic_auth(servers.auth)
-    )
+    headers = {"Content-Type": "application/json"} | basic_auth(servers.auth) | csrf_headers(servers)
+    request = urllib.request.Request(servers.api_url + path, b"{}", headers)
     try:
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.load(response)  # type: ignore[no-any-return]

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import socket
 import sys
 from typing import Any
 
 LISTEN_FD = "NIGHTMILL_LISTEN_FD"
+HOSTS = ("127.0.0.1", "localhost")
+# Of MLflow, never used here, and each a way to make the server call an address or run a job: see SECURITY.md.
+CLOSED = re.compile(r"/+(gateway|((ajax-)?api/[0-9.]+/(mlflow/)?(webhooks|gateway|gateway-proxy|jobs|assistant)))(/|$)")
 SHUTDOWN_S = 3  # open connections (event streams never end by themselves) get this long after SIGTERM
 
 
@@ -31,10 +35,16 @@ def main(name: str) -> None:
 
 
 def prefect_app() -> Any:
-    """The API of `prefect server start`. With PREFECT__SERVER_EPHEMERAL=1: no UI, no scheduler, no clean-up services."""
-    from prefect.server.api.server import create_app
+    """The API of `prefect server start`. With PREFECT__SERVER_EPHEMERAL=1: no UI, no scheduler, no clean-up services.
 
-    return create_app(final=True)
+    Prefect looks at no Host header: a page elsewhere whose name is pointed at loopback could ask it.
+    """
+    from prefect.server.api.server import create_app
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    import tasks.email_block  # noqa: F401  a block that automations name has to be known here
+
+    return TrustedHostMiddleware(create_app(final=True), allowed_hosts=list(HOSTS))
 
 
 def mlflow_app() -> Any:
@@ -44,7 +54,22 @@ def mlflow_app() -> Any:
     warnings.filterwarnings("ignore", message="starlette.middleware.wsgi")
     from mlflow.server.fastapi_app import app
 
-    return app
+    return Closed(app)
+
+
+class Closed:
+    """An ASGI application without the paths of `CLOSED`: they answer 403."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or not CLOSED.match(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        from starlette.responses import PlainTextResponse
+
+        await PlainTextResponse("switched off here, see SECURITY.md", status_code=403)(scope, receive, send)
 
 
 if __name__ == "__main__":

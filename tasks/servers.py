@@ -14,12 +14,14 @@ $NIGHTMILL_HOME/servers/
 from __future__ import annotations
 
 import base64
-import socket
+import json
 import os
+import socket
 import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +35,7 @@ from spark_jobs.manifests import Frozen
 from tasks.child import OWNER, TOKEN, Child
 from tasks.locks import is_running
 from tasks.server_databases import ServerName, database_url, note_version, prepare_database
-from tasks.server_process import LISTEN_FD
+from tasks.server_process import HOSTS, LISTEN_FD
 
 LOOPBACK = "127.0.0.1"
 START_S = 180.0  # on a loaded machine, with a database to migrate; 5 s is usual
@@ -176,6 +178,7 @@ def server_environment(name: ServerName, home: Path, migrated: bool, port: int) 
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url(name, folder),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{port}" for host in HOSTS),  # the default is *
         "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         "PREFECT_SERVER_SERVICES_SCHEDULER_MIN_RUNS": "31",  # nights known ahead: after a month of downtime the newest is still there
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
@@ -215,6 +218,14 @@ def listen(port: int, what: str, option: str) -> socket.socket:
 def basic_auth(auth: str) -> dict[str, str]:
     """The HTTP header for `user:password`; nothing for none."""
     return {"Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}"} if auth else {}
+
+
+def csrf_headers(servers: Servers) -> dict[str, str]:
+    """What the Prefect server of `up` wants beside the password where something is written. Prefect's own clients fetch it themselves."""
+    client = uuid.uuid4().hex
+    request = urllib.request.Request(f"{servers.api_url}/csrf-token?client={client}", headers=basic_auth(servers.auth))
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": json.load(answer)["token"]}
 
 
 def answers(name: ServerName, port: int, auth: str = "", timeout_s: float = 5.0) -> bool:

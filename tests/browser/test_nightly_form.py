@@ -92,6 +92,9 @@ def ask(product, path: str, body: dict[str, Any] | None = None) -> Any:
     request = urllib.request.Request(f"{product.prefect}/api/{path}", data)
     request.add_header("Authorization", "Basic " + base64.b64encode(product.login.encode()).decode())
     request.add_header("Content-Type", "application/json")
+    if body is not None:
+        request.add_header("Prefect-Csrf-Client", "browser-test")
+        request.add_header("Prefect-Csrf-Token", ask(product, "csrf-token?client=browser-test")["token"])
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 

@@ -15,7 +15,9 @@ from tasks.servers import basic_auth, client_environment, csrf_headers, server_e
 JSON = {"Content-Type": "application/json"}
 
 
-def answer(url: str, headers: dict[str, str] | None = None, body: Any = None, method: str | None = None) -> tuple[int, Any]:
+def answer(
+    url: str, headers: dict[str, str] | None = None, body: Any = None, method: str | None = None
+) -> tuple[int, Any]:
     """Status, and headers of the answer."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers or {}, method=method)
@@ -46,10 +48,12 @@ def test_servers_listen_on_loopback_alone(servers_home):
 def test_prefect_takes_a_write_only_with_password_and_csrf_token(servers_home):
     _, servers = servers_home
     url, logged_in = f"{servers.api_url}/flows/filter", JSON | basic_auth(servers.auth)
-    assert answer(url, JSON, {})[0] == 401
+    token = csrf_headers(servers)
+    assert answer(f"{servers.api_url}/csrf-token?client=stranger")[0] == 401
+    assert answer(url, JSON | token, {})[0] == 401
     assert answer(url, logged_in, {})[0] == 403
-    assert answer(url, logged_in | csrf_headers(servers) | {"Prefect-Csrf-Token": "guessed"}, {})[0] == 403
-    assert answer(url, logged_in | csrf_headers(servers), {})[0] == 200
+    assert answer(url, logged_in | token | {"Prefect-Csrf-Token": "guessed"}, {})[0] == 403
+    assert answer(url, logged_in | token, {})[0] == 200
 
 
 def test_prefect_lets_only_its_own_pages_read_answers(servers_home):
@@ -66,7 +70,10 @@ def test_prefect_refuses_foreign_hosts(servers_home):
     """DNS rebinding, which neither a CSRF token nor CORS stops."""
     _, servers = servers_home
     assert answer(f"{servers.api_url}/health", basic_auth(servers.auth) | {"Host": "evil.example"})[0] == 400
-    assert answer(f"{servers.api_url}/health", {"Host": f"localhost:{servers.prefect_port}"} | basic_auth(servers.auth))[0] == 200
+    assert (
+        answer(f"{servers.api_url}/health", {"Host": f"localhost:{servers.prefect_port}"} | basic_auth(servers.auth))[0]
+        == 200
+    )
 
 
 def test_mlflow_refuses_foreign_hosts_and_writes_from_foreign_pages(mlflow):
@@ -76,9 +83,16 @@ def test_mlflow_refuses_foreign_hosts_and_writes_from_foreign_pages(mlflow):
     assert answer(search, JSON, {"max_results": 1})[0] == 200
 
 
-@pytest.mark.parametrize("way", ["../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "%252e%252e/etc/passwd", "/etc/passwd", "a/../../b"])
+@pytest.mark.parametrize(
+    "way",
+    ["../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "%252e%252e/etc/passwd", "/etc/passwd", "a/../../b"],
+)
 def test_mlflow_serves_no_file_from_outside_of_its_artifacts(mlflow, way):
-    for path in ("api/2.0/mlflow-artifacts/artifacts/", "get-artifact?run_uuid=0&path=", "ajax-api/2.0/mlflow/upload-artifact?run_uuid=0&path="):
+    for path in (
+        "api/2.0/mlflow-artifacts/artifacts/",
+        "get-artifact?run_uuid=0&path=",
+        "ajax-api/2.0/mlflow/upload-artifact?run_uuid=0&path=",
+    ):
         status, _ = answer(f"{mlflow}/{path}{way}", body={} if "upload" in path else None)
         assert 400 <= status < 500, path
 
@@ -115,7 +129,9 @@ def test_mlflow_still_answers_what_is_used(mlflow):
 
 def test_workers_install_nothing(servers_home):
     _, servers = servers_home
-    workers = [psutil.Process(process.pid).cmdline() for process in servers.processes if process.name.startswith("worker-")]
+    workers = [
+        psutil.Process(process.pid).cmdline() for process in servers.processes if process.name.startswith("worker-")
+    ]
     assert len(workers) == 2
     assert all(command[command.index("--install-policy") + 1] == "never" for command in workers)
 
