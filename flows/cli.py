@@ -13,6 +13,7 @@ from typing import Any
 
 from spark_jobs.errors import NightmillError, RequestError
 from tasks.machine import set_environment
+from tasks.redaction import redact
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -25,10 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except RequestError as err:
-        print(f"nightmill: {err}", file=sys.stderr)
+        print(f"nightmill: {redact(str(err))}", file=sys.stderr)
         return 2
     except NightmillError as err:
-        print(f"nightmill: {err}", file=sys.stderr)
+        print(f"nightmill: {redact(str(err))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("nightmill: stopped; run the same command again to go on", file=sys.stderr)
