@@ -193,3 +193,10 @@ def test_traffic_in_another_alphabet_is_drift_from_what_the_champion_was_trained
     reference = WatchReference.load(pipeline.workspace.at(engine.results[0].output))
     assert reference.model == champion.address
     assert reference.num_scored > 0
+
+
+def test_guards_are_asked_for_what_they_need(pipeline: Any, second: NightReport) -> None:
+    guards = "gate.guards={max_bytes_ratio: 1.5, max_latency_ratio: 3}"
+    plan = {step.step: step for step in pipeline.run(guards, night=NEXT, planning=True).steps}
+    assert {"measure-gate-candidate", "measure-gate-champion"} <= set(plan)
+    assert plan["gate"].why == "after measure-gate-candidate, measure-gate-champion"

@@ -13,11 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from spark_jobs.requests import Request
+from training.benchmarks.results import SCORES, BenchmarkResult, write_results
+from training.evaluate.gate_job import run as gate
 from training.evaluate.gate_tests import GateTest
 from training.evaluate.report_charts import forest, reliability
 from training.evaluate.report_facts import Bin, Changed, EvaluationFacts, Side, excerpt
 from training.evaluate.report_page import page_of, told
-from training.manifests import EvaluationReport, Scorecard, Verdict
+from training.manifests import BenchmarkScorecard, EvaluationReport, Measurement, ModelFolder, Scorecard, Verdict
+from training.metrics.proportion import proportion
 from training.metrics.score import Score
 
 TESTS = (
@@ -130,26 +134,87 @@ def test_score_without_an_interval_is_told_without_one() -> None:
     assert told(None) == ""
 
 
+def card(make: Any, root: Path, name: str, nats: dict[str, float]) -> Scorecard:
+    """A published scorecard of documents of 200 bytes."""
+    folder = root / "scorecards" / f"evaluate-{name}"
+    (folder / "data").mkdir(parents=True)
+    rows = [{"doc_id": i, "source": "test", "num_bytes": 200, "num_tokens": 50, "nats": n} for i, n in nats.items()]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "documents.parquet")
+    found: Scorecard = make.publish(
+        Scorecard, folder, "2026-01-01", len(rows), model=f"models/{name}", perplexity=1.0, num_tokens=50, num_bytes=200,
+        bits_per_byte=sum(nats.values()) / (200 * len(nats) * math.log(2)), num_invalid=0, gzip_bits_per_byte=3.0,
+    )  # fmt: skip
+    return found
+
+
+def beside(make: Any, root: Path, name: str, right: list[bool], weight_bytes: int, speed: float) -> dict[str, str]:
+    """What else the gate may know of a model, published."""
+    items = root / "benchmark-scorecards" / f"benchmarks-{name}"
+    (items / "data").mkdir(parents=True)
+    rows = [{"benchmark": "piqa", "id": str(i), "right": r, "value": float(r)} for i, r in enumerate(right)]
+    pq.write_table(pa.Table.from_pylist(rows), items / "data" / "items.parquet")
+    share = proportion("acc", right)
+    result = BenchmarkResult(
+        kind="multiple_choice", version="1", main="acc", higher_is_better=True, scores={"acc": share}
+    )
+    write_results({"piqa": result}, items / "data" / SCORES)
+    for part in (f"models/export-{name}", f"measurements/measure-{name}"):
+        (root / part).mkdir(parents=True)
+    told = {
+        "benchmarks": make.publish(BenchmarkScorecard, items, "2026-01-01", len(rows), model=name),
+        "model": make.publish(
+            ModelFolder, root / f"models/export-{name}", "2026-01-01", 1, scheme="dense", num_parameters=1,
+            weight_bytes=weight_bytes, effective_bits=32,
+        ),
+        "speed": make.publish(
+            Measurement, root / f"measurements/measure-{name}", "2026-01-01", 1, model=name, num_threads=1,
+            weight_bytes=weight_bytes, peak_bytes=1, prefill_tokens_per_s=1, decode_tokens_per_s=speed,
+        ),
+    }  # fmt: skip
+    return {part: handle.uri for part, handle in told.items()}
+
+
+def test_gate_reads_benchmarks_sizes_and_speeds_where_they_are_given(make: Any, tmp_path: Path) -> None:
+    """Half the speed, half the bytes, 8 answers of 200 lost."""
+    champion, candidate = ({f"{i:03d}": nats + i % 3 for i in range(30)} for nats in (100.0, 90.0))
+    inputs = {
+        "candidate": card(make, tmp_path, "new", candidate).uri,
+        "champion": card(make, tmp_path, "old", champion).uri,
+    }
+    for side, name, wrong, size, speed in (("candidate", "new", 58, 500, 50.0), ("champion", "old", 50, 1000, 100.0)):
+        told = beside(make, tmp_path, name, [i >= wrong for i in range(200)], size, speed)
+        inputs |= {f"{side}_{part}": uri for part, uri in told.items()}
+    spec = {"guards": {"max_bytes_ratio": 1.0, "max_latency_ratio": 1.5}, "benchmark_margin": 0.1}
+    request = Request(job="gate", spec=spec, inputs=inputs, out=str(tmp_path / "out"), night="2026-01-01")
+    assert gate(request).fields["decision"] == "keep"
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "data" / "verdict.json").read_text())["tests"]}
+    told = {
+        name: (rows[name]["difference"], rows[name]["outcome"])
+        for name in rows
+        if rows[name]["kind"] in ("guard", "benchmark")
+    }
+    assert told == {
+        "benchmark piqa": (0.04, "passed"), "guard documents not scored": (0.0, "passed"), "guard bytes on disk": (0.5, "passed"),
+        "guard seconds a token": (2.0, "failed"),
+    }  # fmt: skip
+    assert gate(request.model_copy(update={"spec": {"benchmark_margin": 0.1}})).fields["decision"] == "promote"
+
+
 def test_report_is_made_of_what_the_gate_used(engine: Any, world: Any, make: Any, tmp_path: Path) -> None:
     """Two scorecards on the same documents; the second model gains on the one document and loses on the others."""
     heldout = pq.read_table(world.corpus.at(world.corpus.nights[0].tokens.address) + "/heldout").to_pylist()
     texts = {row["doc_id"]: row["text"] for row in heldout}
-    cards = {}
-    for name, nats in (("old", [100.0] * len(texts)), ("new", [10.0] + [101.0] * (len(texts) - 1))):
-        folder = tmp_path / "scorecards" / f"evaluate-{name}"
-        (folder / "data").mkdir(parents=True)
-        rows = [
-            {"doc_id": i, "source": "test", "num_bytes": 200, "num_tokens": 50, "nats": n}
-            for i, n in zip(sorted(texts), nats, strict=True)
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "data" / "documents.parquet")
-        cards[name] = make.publish(
-            Scorecard, folder, "2026-01-01", len(rows), model=f"models/{name}", bits_per_byte=sum(nats) / (200 * len(nats) * math.log(2)),
-            perplexity=1.0, num_tokens=50, num_bytes=200, num_invalid=0, gzip_bits_per_byte=3.0,
-        )  # fmt: skip
+    ids = sorted(texts)
+    cards = {
+        "old": card(make, tmp_path, "old", dict.fromkeys(ids, 100.0)),
+        "new": card(make, tmp_path, "new", {ids[0]: 10.0} | dict.fromkeys(ids[1:], 101.0)),
+    }
     sides = {"candidate": cards["new"].uri, "champion": cards["old"].uri}
     verdict = engine.run(Verdict, "gate", {"min_documents": 2}, tmp_path / "verdicts" / "gate-0001", **sides)
     inputs = sides | {"verdict": verdict.uri, "corpus": world.corpus.uri}
+    for side, name, num_right in (("candidate", "new", 30), ("champion", "old", 20)):
+        told = beside(make, tmp_path, name, [i < num_right for i in range(40)], 1, 1.0)
+        inputs[f"{side}_benchmarks"] = told["benchmarks"]
     report = engine.run(
         EvaluationReport, "report-evaluation", {}, tmp_path / "evaluation-reports" / "report-0001", **inputs
     )
@@ -157,6 +222,8 @@ def test_report_is_made_of_what_the_gate_used(engine: Any, world: Any, make: Any
     best = min(texts)
     assert f"{best}: 0.721 to 0.072 bits per byte" in page
     assert excerpt(texts[best])[:40] in page
+    assert "benchmark piqa (acc)" in page
+    assert "0.7500 [0.5981, 0.8581]" in page
     told_tests = json.loads((Path(verdict.folder()) / "verdict.json").read_text())["tests"]
     assert report.num_rows == len(told_tests)
     assert report.decision == verdict.decision
