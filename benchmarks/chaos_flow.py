@@ -111,8 +111,10 @@ class Trap:
         assert self.kill is not None
         assert self._step is not None
         number = signal.Signals[self.kill.signal]
+        self.sprung = (
+            self.kill.victim
+        )  # now: looking for the victim opens files, which the audit hook is told of as well
         if self.kill.victim == "flow":
-            self.sprung = "flow"
             os.kill(os.getpid(), number)
             return
         app = self._application("torch" if self._step.app == "inline" else self._step.app)
