@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.benchmarks.overlap import Overlap, corpus_blocks, overlaps, rolled
@@ -22,6 +22,7 @@ def runs(ids: list[int], n: int) -> set[tuple[int, ...]]:
     return {tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)}
 
 
+@settings(deadline=None)
 @given(
     items=st.lists(IDS, max_size=5),
     documents=st.lists(st.lists(IDS, min_size=1, max_size=4), max_size=4),

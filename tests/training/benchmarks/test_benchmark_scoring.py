@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.benchmarks.asking import Row, judge
@@ -164,6 +164,7 @@ def test_version_of_the_task_stands_in_every_signature() -> None:
     assert all(score.signature.startswith("kind:multiple_choice|version:3|") for score in scores.values())
 
 
+@settings(deadline=None)
 @given(nats=st.lists(st.floats(0.1, 50), min_size=2, max_size=5), data=st.data())
 def test_value_of_an_item_is_more_for_the_better_model(nats: list[float], data: st.DataObject) -> None:
     """Whatever the main metric: the model that gives the gold choice more of its likelihood never has the lower value."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spark_jobs.errors import DataError, RequestError
@@ -175,6 +175,7 @@ def test_more_examples_than_there_are_others_are_refused(tmp_path: Path) -> None
         load(write(tmp_path, TASK, ITEMS), num_fewshot=2)
 
 
+@settings(deadline=None)
 @given(num_items=st.integers(1, 23), shards=st.integers(1, 9))
 def test_shards_hold_each_item_once(num_items: int, shards: int) -> None:
     benchmark = Benchmark(
