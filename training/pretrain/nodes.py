@@ -27,11 +27,11 @@ from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
-import torch.distributed as dist
 from pydantic import Field
+from torch._C._distributed_c10d import TCPStore
 
-import spark_jobs
 import training
+from spark_jobs import errors, manifests, requests
 from spark_jobs.errors import JobCrashed, RequestError
 from spark_jobs.manifests import Frozen
 from spark_jobs.requests import Request
@@ -113,10 +113,10 @@ def called(meeting: Meeting, request: Request) -> Iterator[Call]:
         code=code_mark(),
     )
     try:
-        store = dist.TCPStore(
+        store = TCPStore(
             "localhost", meeting.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=STORE_S)
         )
-    except (dist.DistError, RuntimeError) as err:
+    except RuntimeError as err:
         raise RequestError(
             f"{RENDEZVOUS}={meeting.endpoint}: this machine cannot listen there ({str(err).splitlines()[0]}); another training "
             "may run, or name another port"
@@ -126,7 +126,7 @@ def called(meeting: Meeting, request: Request) -> Iterator[Call]:
     yield call
 
 
-def _wait_for_others(store: dist.TCPStore, meeting: Meeting) -> None:
+def _wait_for_others(store: TCPStore, meeting: Meeting) -> None:
     wait_s = float(os.environ.get(GATHER, "1800"))
     deadline = time.monotonic() + wait_s
     while (there := store.add(COME, 0)) < meeting.nodes - 1:
@@ -146,7 +146,7 @@ def answer_call(meeting: Meeting, previous: str) -> Call | None:
 
     Raises: RequestError if this machine's code is not the first one's; the first one is told.
     """
-    store = dist.TCPStore(
+    store = TCPStore(
         meeting.host, meeting.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=STORE_S)
     )
     call = Call.model_validate_json(store.get(CALL))
@@ -172,8 +172,7 @@ def answer_file(shared: Path) -> Path:
 def code_mark() -> str:
     """Digest of the code that trains, with the releases of what it trains with."""
     found = hashlib.sha256(json.dumps([version(name) for name in ("torch", "transformers")]).encode())
-    for package in (spark_jobs, training):
-        folder = Path(package.__path__[0])
-        for path in sorted(folder.rglob("*.py")):
-            found.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    folder = Path(training.__path__[0])
+    for path in [*sorted(folder.rglob("*.py")), *(Path(told.__file__) for told in (errors, manifests, requests))]:
+        found.update(path.name.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
