@@ -1,7 +1,7 @@
 """Ask a person whether the waiting candidate becomes champion. Deployment `approve-model`, pool `cpu`; started by the nightly.
 
 The form stands in the flow run's page of the Prefect UI, behind "Resume". `nightmill promote` and `nightmill promote --reject` answer
-the same question at a terminal.
+the same question at a terminal. Prefect's server calls a run whose pause has timed out failed, whatever the flow does then.
 """
 
 from __future__ import annotations
