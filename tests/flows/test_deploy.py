@@ -80,7 +80,7 @@ def test_nightly_runs_at_two_utc_one_at_a_time_and_says_so_in_its_form(apply, tr
     (schedule,) = nightly.schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone, schedule.active) == ("0 2 * * *", "Etc/UTC", True)
     assert nightly.global_concurrency_limit.limit == 1
-    assert nightly.concurrency_options.collision_strategy == "CANCEL_NEW"
+    assert nightly.concurrency_options.collision_strategy == "ENQUEUE"
     assert nightly.work_pool_name == "cpu"
     assert nightly.entrypoint == "flows.nightly.nightly"
     assert NightlySpec.model_validate(nightly.parameters["spec"]) == load_spec("demo", [])
