@@ -24,6 +24,7 @@ BACKLOG = 2048  # connections that wait while all replicas are busy
 FIRST_START_S = 600.0  # loading a model from a slow disk
 LOOK_S = 0.2
 OWN_MESSAGE = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (WARNING|ERROR|CRITICAL) ")
+REQUEST = '{"at": '  # how a line of the log of requests begins
 PATIENCE_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a replica that keeps dying is started again
 
 
@@ -38,10 +39,11 @@ class Replica:
 
     def _heard(self, line: str) -> None:
         """What is neither a request nor a message of ours (libraries talk while they load) stays in the replica's log."""
+        before, request, rest = line.partition(REQUEST)
         if line == READY:
             self.ready, self.deaths = True, 0
-        elif line.startswith('{"at": '):
-            print(line, flush=True)  # noqa: T201 --log -
+        elif request and "{" not in before:  # a library may have left half a line before it
+            print(request + rest, flush=True)  # noqa: T201 --log -
         elif OWN_MESSAGE.match(line):
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 

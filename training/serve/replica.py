@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import uvicorn
+from transformers.utils.logging import disable_progress_bar
 
 from spark_jobs.errors import NightmillError, RequestError
 from training.champion_pointer import read_pointer
@@ -44,6 +45,7 @@ def run(plan: Plan, listener: socket.socket) -> int:
     Returns 1 if the engine died.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    disable_progress_bar()  # half a line of it would stand before a line of the log of requests
     torch.set_num_threads(num_threads(plan.replicas))
     return asyncio.run(_serve(plan, listener))
 
