@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from flows.automations import apply_automations, automations_folder, read_automations
 from flows.deploy import apply_file, prefect_file
@@ -114,6 +115,7 @@ def mail() -> Iterator[MailServer]:
 def applied(servers_home, inbox, mail) -> dict[str, str]:
     """Name -> what became of each automation, all three ways set."""
     _, servers = servers_home
+    apply_file(prefect_file(), servers.api_url, servers.auth)
     lines = apply_automations(
         automations_folder(), servers.api_url, servers.auth, f"{inbox.url}/hook", f"{inbox.url}/slack",
         f"mailto://127.0.0.1:{mail.port}?from=nightmill@example.com&to=operator@example.com",
@@ -128,16 +130,18 @@ def waited(find: Any) -> Any:
     return found
 
 
-def emit(home: Any, event: str, message: str) -> None:
+def emit(home: Any, **event: Any) -> None:
     """As a run does, in a process that knows the server."""
     code = (
-        "import sys; from prefect.events import emit_event; from prefect.events.worker import EventsWorker\n"
-        "emit_event(sys.argv[1], resource={'prefect.resource.id': 'nightmill.pipeline.p', 'prefect.resource.name': 'p'},"
-        " payload={'message': sys.argv[2]})\n"
+        "import json, sys; from prefect.events import emit_event; from prefect.events.worker import EventsWorker\n"
+        "emit_event(**json.loads(sys.argv[1]))\n"
         "EventsWorker.drain_all(timeout=30)"
     )
     subprocess.run(
-        [sys.executable, "-c", code, event, message], env=os.environ | client_environment(home), check=True, timeout=180
+        [sys.executable, "-c", code, json.dumps(event)],
+        env=os.environ | client_environment(home),
+        check=True,
+        timeout=180,
     )
 
 
@@ -153,7 +157,8 @@ def test_alarms_are_applied_once_and_then_left_alone(servers_home, applied):
 def test_event_of_a_pipeline_reaches_webhook_slack_and_mail(servers_home, applied, inbox, mail, event):
     home, _ = servers_home
     message = f'of {event}: "quoted", {{braces}} and ü'
-    emit(home, event, message)
+    pipeline = {"prefect.resource.id": "nightmill.pipeline.p", "prefect.resource.name": "p"}
+    emit(home, event=event, resource=pipeline, payload={"message": message})
     hook = waited(lambda: [body for path, body in inbox.bodies if path == "/hook" and body["event"] == event])
     alarm = f"nightmill-{event.removeprefix('nightmill.').replace('.', '-')}"
     assert hook[0]["alarm"] == alarm
@@ -168,7 +173,6 @@ def test_event_of_a_pipeline_reaches_webhook_slack_and_mail(servers_home, applie
 @pytest.mark.parametrize(("state", "alarm"), [(Failed, "nightmill-failure"), (Crashed, "nightmill-crash")])
 def test_run_of_a_deployment_that_ends_badly_is_told_with_its_message(servers_home, applied, inbox, state, alarm):
     _, servers = servers_home
-    apply_file(prefect_file(), servers.api_url, servers.auth)
     with SyncPrefectClient(servers.api_url, auth_string=servers.auth) as client:
         deployment = client.read_deployment_by_name("maintenance/maintenance")
         run = client.create_flow_run_from_deployment(deployment.id, name=f"run-of-{alarm}", state=Completed())
@@ -176,6 +180,41 @@ def test_run_of_a_deployment_that_ends_badly_is_told_with_its_message(servers_ho
     (body,) = waited(lambda: [body for path, body in inbox.bodies if path == "/hook" and body["alarm"] == alarm])
     assert body["text"] == f"{alarm}: run-of-{alarm}: disk is full"
     assert body["resource"] == f"prefect.flow-run.{run.id}"
+
+
+def test_run_that_did_not_start_is_told(servers_home, applied, inbox):
+    _, servers = servers_home
+    with SyncPrefectClient(servers.api_url, auth_string=servers.auth) as client:
+        deployment = client.read_deployment_by_name("maintenance/maintenance")
+        run = client.create_flow_run_from_deployment(deployment.id, name="run-that-waits", state=Pending())
+        tomorrow = datetime.now(UTC) + timedelta(days=1)  # or the worker of the fixture would start it
+        client.set_flow_run_state(run.id, Scheduled(scheduled_time=tomorrow, name="Late"), force=True)
+        told = waited(lambda: [b for path, b in inbox.bodies if path == "/hook" and b["alarm"] == "nightmill-late"])
+        client.delete_flow_run(run.id)
+    assert "run-that-waits" in told[0]["text"]
+
+
+def test_run_without_a_sign_of_life_is_set_to_crashed_and_that_is_told(servers_home, applied, inbox, tmp_path):
+    """The shipped rule, waiting 10 seconds where it waits 540."""
+    home, servers = servers_home
+    tree = yaml.safe_load((automations_folder() / "alarms.yaml").read_text())
+    zombie = next(entry for entry in tree["automations"] if entry["name"] == "nightmill-zombie")
+    assert zombie["trigger"]["within"] >= 3 * 180  # Prefect's heartbeats come every 180 s
+    zombie["trigger"]["within"] = 10
+    (tmp_path / "alarms.yaml").write_text(yaml.safe_dump(tree))
+    apply_automations(tmp_path, servers.api_url, servers.auth)
+    with SyncPrefectClient(servers.api_url, auth_string=servers.auth) as client:
+        deployment = client.read_deployment_by_name("maintenance/maintenance")
+        run = client.create_flow_run_from_deployment(deployment.id, name="run-of-the-dead", state=Running())
+        emit(
+            home, event="prefect.flow-run.heartbeat",
+            resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+            related=[{"prefect.resource.id": "prefect.tag.nightmill", "prefect.resource.role": "tag"}],
+        )  # fmt: skip
+        assert waited(lambda: client.read_flow_run(run.id).state.is_crashed())
+    apply_automations(automations_folder(), servers.api_url, servers.auth)
+    told = waited(lambda: [b["text"] for path, b in inbox.bodies if path == "/hook" and "run-of-the-dead" in b["text"]])
+    assert told == ["nightmill-crash: run-of-the-dead: " + zombie["actions"][0]["message"]]
 
 
 def test_server_sets_no_run_that_has_ended_to_crashed(servers_home, applied):
