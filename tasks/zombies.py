@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
+from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Crashed
@@ -97,8 +99,10 @@ def _end(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
         return False
     if now.state is None or now.state.is_final() or now.state.type not in UNDECIDED:
         return False
-    ended = Cancelled(message=why) if now.state.type == StateType.CANCELLING else Crashed(message=why)
-    client.set_flow_run_state(run.id, ended, force=True)
+    ended: State[Any] = Cancelled(message=why) if now.state.type == StateType.CANCELLING else Crashed(message=why)
+    answer = client.set_flow_run_state(run.id, ended)  # not forced: the server, too, lets nothing terminal crash
+    if answer.status != SetStateStatus.ACCEPT:
+        return False
     for task_run in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))):
         if task_run.state and not task_run.state.is_final():
             client.set_task_run_state(task_run.id, Crashed(message=why), force=True)
