@@ -16,10 +16,10 @@ from flows.champions import champion_table
 from flows.deploy import Applied, apply_file, prefect_file
 from spark_jobs.errors import NightmillError
 from tasks.daemons import health, start_all, stop_all
+from tasks.server_databases import are_elsewhere
 from tasks.servers import (
     Servers,
     address_elsewhere,
-    are_elsewhere,
     client_environment,
     running_servers,
     servers_folder,

@@ -48,6 +48,11 @@ def database(name: ServerName, servers: Path) -> Path:
     return servers / f"{name}.db"
 
 
+def are_elsewhere() -> bool:
+    """Whether this machine uses servers that nobody starts here."""
+    return os.environ.get("NIGHTMILL_PROFILE") == "cluster"
+
+
 def outside_database(name: ServerName) -> str:
     """Address of a Postgres that was asked for, as SQLAlchemy wants it; "" for none.
 
@@ -77,8 +82,10 @@ def database_url(name: ServerName, servers: Path) -> str:
 
 def prepare_database(name: ServerName, servers: Path) -> bool:
     """Put a database in place if there is none. Returns whether it is as this release wants it: MLflow's always is afterwards,
-    Prefect's server migrates its own when it starts.
+    Prefect's server migrates its own when it starts. Databases of servers elsewhere are theirs.
     """
+    if are_elsewhere():
+        return True
     servers.mkdir(parents=True, exist_ok=True)
     path = database(name, servers)
     if not outside_database(name) and not path.exists():

@@ -34,7 +34,7 @@ from spark_jobs.errors import NightmillError, RequestError
 from spark_jobs.manifests import Frozen
 from tasks.child import OWNER, TOKEN, Child
 from tasks.locks import is_running
-from tasks.server_databases import ServerName, database_url, note_version, prepare_database
+from tasks.server_databases import ServerName, are_elsewhere, database_url, note_version, prepare_database
 from tasks.server_process import HOSTS, LISTEN_FD
 
 LOOPBACK = "127.0.0.1"
@@ -99,11 +99,6 @@ def running_servers(home: Path) -> Servers | None:
     if state is None or any(process.name in HEALTH for process in state.dead()):
         return None
     return state
-
-
-def are_elsewhere() -> bool:
-    """Whether this machine uses servers that nobody starts here."""
-    return os.environ.get("NIGHTMILL_PROFILE") == "cluster"
 
 
 def address_elsewhere(variable: str) -> str:

@@ -16,12 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from spark_jobs.errors import NightmillError
+from spark_jobs.errors import NightmillError, RequestError
 from tasks.child import TOKEN, marked
 from tasks.daemons import MARK, health, start_all, stop_all
 from tasks.server_databases import database, note_version, prepare_database, template
 from tasks.servers import (
     EmbeddedPrefect,
+    address_elsewhere,
     answers,
     basic_auth,
     client_environment,
@@ -171,3 +172,19 @@ def test_database_of_another_release_is_migrated_again(tmp_path):
     assert prepare_database("prefect", tmp_path) is False
     note_version("prefect", tmp_path)
     assert prepare_database("prefect", tmp_path) is True
+
+
+def test_servers_elsewhere_are_used_as_their_own_variables_say_and_nothing_is_made_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("NIGHTMILL_PROFILE", "cluster")
+    for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+        with pytest.raises(RequestError, match=f"NIGHTMILL_PROFILE=cluster wants {variable}"):
+            address_elsewhere(variable)
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect:4200/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking_uri(tmp_path) == "http://mlflow:5000"
+    assert client_environment(tmp_path)["PREFECT_API_URL"] == "http://prefect:4200/api"
+    assert prepare_database("mlflow", servers_folder(tmp_path))
+    with EmbeddedPrefect(tmp_path) as server:
+        assert server.wait() == "http://prefect:4200/api"
+    assert list(tmp_path.iterdir()) == []
