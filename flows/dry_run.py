@@ -27,9 +27,8 @@ def dry_run(arguments: argparse.Namespace) -> int:
     expected = forecast(Workspace.of(spec.name), steps)
     told = estimate(spec.train, spec.tokenizer.vocab_size, spec.tokenize.seq_len)
     if arguments.json:
-        line = {"night": night, "steps": [step.model_dump(mode="json") for step in steps], "train": told}
-        line |= {"forecast": expected.model_dump(mode="json"), "fits": expected.fits}
-        print(json.dumps(line))  # noqa: T201
+        plan = {"night": night, "steps": [step.model_dump(mode="json") for step in steps], "train": told}
+        print(json.dumps(plan | {"forecast": expected.model_dump(mode="json"), "fits": expected.fits}))  # noqa: T201
         return 0
     console = terminal()
     waiting = sum(step.state == "would run" for step in steps)
