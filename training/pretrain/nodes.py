@@ -173,6 +173,6 @@ def code_mark() -> str:
     """Digest of the code that trains, with the releases of what it trains with."""
     found = hashlib.sha256(json.dumps([version(name) for name in ("torch", "transformers")]).encode())
     folder = Path(training.__path__[0])
-    for path in [*sorted(folder.rglob("*.py")), *(Path(told.__file__) for told in (errors, manifests, requests))]:
+    for path in [*sorted(folder.rglob("*.py")), *(Path(str(told.__file__)) for told in (errors, manifests, requests))]:
         found.update(path.name.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
