@@ -1,6 +1,6 @@
 """How often the watch over live traffic alarms without reason, and how soon it finds a real drift.
 
-    python -m benchmarks.watch [--windows 1000] [--streams 5]
+    python -m benchmarks.watch [--windows 200] [--streams 3]
 
 Usual traffic is drawn from one half of the paragraphs of English books and speeches, the reference from the other half; the
 model is stories260k. False alarms: windows of usual traffic, with the default settings. Drifts: streams of six requests a
@@ -115,8 +115,8 @@ def _minute(drift: Drift, material: Material, rng: np.random.Generator) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--windows", type=int, default=1000, help="without a difference, of each kind")
-    parser.add_argument("--streams", type=int, default=5, help="of each drift")
+    parser.add_argument("--windows", type=int, default=200, help="without a difference, of each kind")
+    parser.add_argument("--streams", type=int, default=3, help="of each drift")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()

@@ -28,7 +28,7 @@ STORIES = DATA / "models" / "stories260k"
 BOS, EOS = 1, 2
 MIN_CHARS, MAX_CHARS = 120, 1200
 BEGINNING, ANSWER = 16, 48  # tokens
-NUM_ANSWERS = 256
+NUM_SCORED = 256
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,19 @@ class Material:
     answers: dict[str, list[list[int]]]
 
 
-def make(num_reference: int = 2048, num_pool: int = 1500) -> Material:
+def make(num_reference: int = 2048) -> Material:
     model = AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32).eval()
     encoder = load_tokenizer(STORIES)
     training, usual = _split(_english())
-    drawn = [encoder.encode(text, add_special_tokens=False).ids for text in _draw(training, num_reference, 1)]
+    limit = model.config.max_position_embeddings - 1
+    drawn = [encoder.encode(text, add_special_tokens=False).ids[:limit] for text in _draw(training, num_reference, 1)]
+    scored = drawn[:: len(drawn) // NUM_SCORED]  # of every book
     sketch = TrafficSketch("models/reference")
     for ids in drawn:
         sketch.add(encoder.decode(ids), ids, (), None, "stop")
     texts = sketch.flush()
-    healthy = _answers(model, drawn)
-    for ids, answer in zip(drawn, healthy, strict=False):
+    healthy = _answers(model, scored)
+    for ids, answer in zip(scored, healthy, strict=False):
         sketch.add("", ids[:BEGINNING], answer, None, "length")
     sizes = np.array([len(ids) for ids in drawn])
     counted = CorpusCounts(
@@ -70,24 +72,23 @@ def make(num_reference: int = 2048, num_pool: int = 1500) -> Material:
         num_tokens=int(sizes.sum()),
     )
     counts = counts_of(texts, sketch.flush(), counted, (0, BOS, EOS))
-    nats = token_nats(model, drawn[:256], BOS)
+    nats = token_nats(model, scored, BOS)
     baseline = training_baseline(counts, Texts(buckets=[buckets_of(ids) for ids in drawn], nats=nats))
-    pools = {name: _prompts(model, encoder, told) for name, told in _pools(usual, num_pool).items()}
-    return Material(baseline, pools, {"usual": healthy, "circling": _answers(_without_attention(model), drawn)})
+    pools = {name: _prompts(model, encoder, told) for name, told in _pools(usual).items()}
+    return Material(baseline, pools, {"usual": healthy, "circling": _answers(_without_attention(model), scored)})
 
 
-def _pools(usual: list[str], num: int) -> dict[str, list[str]]:
-    """Names and texts; of the usual ones, consecutive stretches."""
-    first = usual[:num]
-    words = [text.split() for text in first]
+def _pools(usual: list[str]) -> dict[str, list[str]]:
+    """Names and texts. Usual are all of that half, in the order of their books; what is changed is of every twelfth."""
+    some = usual[::12]
     return {
-        "usual": first,
+        "usual": usual,
         "japanese": _paragraphs((DATA / "text" / "wagahaiwa_nekodearu.txt").read_text())[:300],
         "german": _xquad("de")[:300],
         "python docs": _python_docs()[::7][:300],
-        "shorter": [" ".join(w[: max(3, len(w) // 4)]) for w in words[:300]],
-        "longer": [" ".join(first[i : i + 4]) for i in range(0, min(num, 1200) - 4, 4)],
-        "shouting": [text.upper() for text in first[:300]],
+        "shorter": [" ".join(text.split()[: max(3, len(text.split()) // 4)]) for text in some],
+        "longer": [" ".join(usual[i : i + 4]) for i in range(0, len(usual) - 4, 12)],
+        "shouting": [text.upper() for text in some],
     }
 
 
@@ -144,7 +145,7 @@ def _prompts(model: PreTrainedModel, encoder: Tokenizer, texts: Sequence[str]) -
 
 def _answers(model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> list[list[int]]:
     """Greedy, from the first tokens of each: as the snapshot is made."""
-    beginnings = [[BOS, *ids[:BEGINNING]] for ids in documents[:NUM_ANSWERS] if len(ids) >= BEGINNING]
+    beginnings = [[BOS, *ids[:BEGINNING]] for ids in documents if len(ids) >= BEGINNING]
     tokens_BT = torch.tensor(beginnings)
     with torch.no_grad():
         written = model.generate(
