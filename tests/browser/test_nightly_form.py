@@ -136,7 +136,7 @@ def look_at_runs(browser: WebDriver, address: str, picture: Callable[[str], None
     for close in browser.find_elements(
         By.CSS_SELECTOR, "button[data-component-id='mlflow.assistant.chat_panel.close']"
     ):
-        close.click()
+        browser.execute_script("arguments[0].click()", close)  # it may be half behind something that still moves
     find(browser, "//*[contains(@class, 'ag-row')]//button").click()  # unfold the night
     wait_for_text(browser, "evaluate-dense")
     wait_for_text(browser, "corpus (")  # the data set column shows names with digests

@@ -114,7 +114,7 @@ def test_another_recipe_beside_finished_ones_costs_only_itself(pipeline: Any, ni
     more = CHAIN[:-1] + ",{name: int3, quantize: {method: rtn, bits: 3, group_size: 16}}]"
     plan = pipeline.run(more, CHOOSE_SPARSE, planning=True)
     assert {s.step for s in plan.steps if s.state == "would run"} == {
-        "compress-int3", "evaluate-int3", "measure-int3", "choose",
+        "compress-int3", "evaluate-int3", "measure-int3", "choose", "report-evaluation",
     }  # fmt: skip
 
 

@@ -238,7 +238,12 @@ def test_mlflow_models_serve_answers_for_the_champion(workspace, home, model, ve
     serving = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/demo@champion", "--env-manager", "local",
          "--host", "127.0.0.1", "-p", str(port)],
-        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri(home), "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log,
+        env=os.environ
+        | {
+            "MLFLOW_TRACKING_URI": tracking_uri(home), "HF_HUB_OFFLINE": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow calls uvicorn by name
+        },
+        stdout=log, stderr=log,
         start_new_session=True,
     )  # fmt: skip
     try:

@@ -18,7 +18,7 @@ from training.compress.layers import is_matrix, set_weight, weight_OI
 from training.compress.quantized import Grid
 from training.compress.rounding import round_to_grid
 from training.compress_spec import QuantizeSpec, RecipeSpec
-from training.serving_model import TextGenerator
+from training.serving_model import ServedModel
 
 torch.set_num_threads(1)
 
@@ -58,7 +58,7 @@ def test_served_folder_continues_as_the_model_in_memory_does(tmp_path: Path, exp
     spec = QuantizeSpec(bits=8, group_size=grid.group_size, symmetric=grid.symmetric)
     recipe = RecipeSpec(name="try", quantize=spec, export=export)
     write(tmp_path / "data", tmp_path / "source", Compressed(model, codes), recipe, tmp_path / "scratch")
-    served = TextGenerator()
+    served = ServedModel()
     served.load_context(SimpleNamespace(artifacts={"model": str(tmp_path / "data")}))
     text = served.predict(None, pd.DataFrame({"prompt": ["ab"]}), {"max_new_tokens": 5})["text"][0]
     ids = torch.tensor([[0, *tokenizer.encode("ab").ids]])
