@@ -95,7 +95,9 @@ def _component(name: str, version: str, reference: str, there: Distribution | No
     if licences:
         part["licenses"] = licences
     pages = [entry.split(",", 1) for entry in told.get_all("Project-URL") or []]
-    home = told.get("Home-page") or next((page.strip() for label, page in pages if label.strip().lower() in WEBSITES), "")
+    home = dict(told.items()).get("Home-page") or next(
+        (page.strip() for label, page in pages if label.strip().lower() in WEBSITES), ""
+    )
     if home.startswith("http"):
         part["externalReferences"] = [{"type": "website", "url": home}]
     return part
