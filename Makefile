@@ -8,7 +8,7 @@ export NIGHTMILL_HOME ?= $(CURDIR)/var
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench parity chaos chaos-train up down clean audit sbom
+.PHONY: help install demo test test-long check bench parity chaos chaos-train up down clean audit sbom
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,9 +29,12 @@ demo: $(STAMP)  ## the whole nightly on the documentation this installation carr
 
 # Kernels first, in workers of their own: twice a compiled kernel died in a worker that had run hundreds of other tests before,
 # and such a crash ends the whole run.
-test: $(STAMP)  ## all tests (what .ci/run calls)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 tests/spark_jobs
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 --ignore tests/spark_jobs
+test: $(STAMP)  ## all tests but seven long ones (what .ci/run calls)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 -m "not long" tests/spark_jobs
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 -m "not long" --ignore tests/spark_jobs
+
+test-long: $(STAMP)  ## the longest tests, which `make test` leaves out to end within 40 minutes on two cores
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 25 -m long
 
 check: $(STAMP)  ## format, lint, types, import direction, spelling
 	$(BIN)/ruff format --check .

@@ -92,6 +92,7 @@ def test_person_approves_one_candidate_and_rejects_another_in_the_form(client, a
     assert found == [{"champion": "2"}, {"champion": "1"}]
 
 
+@pytest.mark.long
 def test_nobody_answers_and_the_champion_stays(client, awaiting_pipeline):
     workspace = awaiting_pipeline("asks-nobody", 60 / 3600)
     run_id = start(client, workspace.name)

@@ -23,6 +23,7 @@ def scorecard(workspace: Workspace) -> BenchmarkScorecard:
     return workspace.output(NIGHT, name, BenchmarkScorecard, "evaluate-model")
 
 
+@pytest.mark.long
 def test_night_asks_its_candidate_and_searches_its_corpus_for_the_items(pipeline: Any) -> None:
     report = pipeline.run(ASKED, night=NIGHT)
     states = pipeline.states(report)

@@ -110,6 +110,7 @@ def test_files_become_a_scored_model_and_nothing_is_done_twice(run: Any) -> None
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(
     run: Any, applications: dict[AppName, Application], tmp_path: Path
 ) -> None:

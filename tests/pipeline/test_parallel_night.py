@@ -19,6 +19,7 @@ def output_of(report: Any, step: str) -> str:
     return str(found)
 
 
+@pytest.mark.long
 def test_champion_of_a_tensor_parallel_night_goes_on_in_a_pipeline(pipeline: Any, write_topics: Any) -> None:
     first = pipeline.run(HEADS, "train.parallel.tp=2")
     assert set(pipeline.states(first).values()) == {"ran"}

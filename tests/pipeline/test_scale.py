@@ -162,6 +162,7 @@ def _wait_for(log: Path, words: str, times: int) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_seven_partitions_other_hash_seed_and_files_in_another_order_give_the_same_manifests(
     prepare: Callable[..., dict[str, str]], one_core: dict[str, str], texts: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_seven_partitions_other_hash_seed_and_files_in_another_order_give_the_sa
     assert prepare(texts, **spec) == one_core
 
 
+@pytest.mark.long
 def test_standalone_cluster_that_loses_workers_gives_the_same_manifests(
     prepare: Callable[..., dict[str, str]], one_core: dict[str, str], texts: Path, cluster: Cluster
 ) -> None:

@@ -225,6 +225,7 @@ def test_trials_are_runs_inside_the_run_of_the_search(after_worker_death):
     assert {"search/history.svg", "search/importance.svg"} <= pictures
 
 
+@pytest.mark.long
 def test_search_whose_flow_was_killed_goes_on_to_the_same_trials_and_best(after_worker_death, search_at):
     reference, told, _, trials = after_worker_death
     search = search_at("flow-home")
