@@ -27,10 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole nightly on the documentation this installation carries (about two minutes)
 	@$(BIN)/nightmill run demo --json
 
-# Kernels first, in workers of their own: twice a compiled kernel died in a worker that had run hundreds of other tests before,
-# and such a crash ends the whole run.
+# The repetition kernel first, in a process of its own: three times it died in a worker that had run hundreds of other tests before,
+# and such a crash ends the whole run. Then what runs Spark, then the rest.
+KERNEL_TESTS := tests/spark_jobs/test_quality_rules.py tests/spark_jobs/test_repetition_rules.py
 test: $(STAMP)  ## all tests but seven long ones (what .ci/run calls)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 -m "not long" tests/spark_jobs
+	$(BIN)/python -m pytest $(KERNEL_TESTS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 -m "not long" tests/spark_jobs \
+		$(KERNEL_TESTS:%=--ignore %)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 25 -m "not long" --ignore tests/spark_jobs
 
 test-long: $(STAMP)  ## the longest tests, which `make test` leaves out to end within 40 minutes on two cores
