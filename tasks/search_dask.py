@@ -26,7 +26,9 @@ from tasks.application import Application, AppName
 from tasks.engine import StepResult, engine_in_use
 from tasks.prefect_runner import RETRY_DELAYS_S, run_log, worth_retrying
 from tasks.search_steps import trial_step
-from tasks.search_worker import TrialJob, TrialWorkspace, WorkerEngine
+from tasks.search_worker import TrialJob, TrialWorkspace, WorkerEngine, WorkerJob
+from tasks.steps import Step
+from tasks.workspace import Workspace
 from training.manifests import ModelFolder
 
 ADDRESS = "NIGHTMILL_DASK_ADDRESS"
@@ -102,37 +104,45 @@ def _result(job: TrialJob, future: PrefectDaskFuture[str]) -> StepResult:
         ) from error
 
 
-@task(
-    name="trial",
-    tags=["torch"],
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=len(RETRY_DELAYS_S),
-    retry_delay_seconds=RETRY_DELAYS_S,
-    retry_condition_fn=worth_retrying,
-)
+# How a step is a Prefect task in a worker.
+IN_WORKER: dict[str, Any] = {
+    "tags": ["torch"], "cache_policy": NO_CACHE, "persist_result": False, "retries": len(RETRY_DELAYS_S),
+    "retry_delay_seconds": RETRY_DELAYS_S, "retry_condition_fn": worth_retrying,
+}  # fmt: skip
+
+
+@task(name="trial", **IN_WORKER)
 def run_trial(job: str) -> str:
-    """In a worker: find the trial's output, or make it. In and out as JSON: TrialJob, StepResult.
+    """In a worker: find the trial's output, or make it. In and out as JSON: TrialJob, StepResult. Raises: see `run_in_worker`."""
+    told = TrialJob.model_validate_json(job)
+
+    def step_in(workspace: Workspace) -> Step[Any]:
+        labelled = LabelledSet.load(workspace.at(told.labelled))
+        base = ModelFolder.load(workspace.at(told.base))
+        return trial_step(labelled, base, told.spec, told.night)
+
+    return run_in_worker(told, step_in).model_copy(update={"step": told.name}).model_dump_json()
+
+
+def run_in_worker(told: WorkerJob, step_in: Callable[[Workspace], Step[Any]]) -> StepResult:
+    """Find the step's output in the workspace that all workers see, or make it.
 
     Raises: RequestError if the worker's code or libraries are not those of the flow: its numbers could be others.
     """
     run_log.logger = get_run_logger()
-    told = TrialJob.model_validate_json(job)
     for name in DASK_THREADS:
         os.environ.pop(name, None)
     workspace = TrialWorkspace(Path(told.root))
     engine = WorkerEngine(workspace, told.night, own_applications(workspace, told.night, run_log))
     with engine_in_use(engine):
-        labelled = LabelledSet.load(workspace.at(told.labelled))
-        base = ModelFolder.load(workspace.at(told.base))
-        step = trial_step(labelled, base, told.spec, told.night)
+        step = step_in(workspace)
         if step.key() != told.key:
             raise RequestError(
                 f"{told.name}: the Dask worker on {socket.gethostname()} has other code or libraries than the flow; install "
                 "the same version there (or: the code changed while this ran), and run again"
             )
         engine.run(step)
-    return engine.results[-1].model_copy(update={"step": told.name}).model_dump_json()
+    return engine.results[-1]
 
 
 def own_applications(

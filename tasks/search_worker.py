@@ -19,14 +19,19 @@ from tasks.workspace import Workspace
 from training.search_spec import TrialSpec
 
 
-class TrialJob(Frozen):
-    """A trial as it is sent to a worker. root: the workspace, on a disk that all workers see; labelled, base: addresses.
-    key: of its step, as the flow's own code and libraries make it."""
+class WorkerJob(Frozen):
+    """A step as it is sent to a worker. root: the workspace, on a disk that all workers see. key: of the step, as the flow's own
+    code and libraries make it."""
 
     name: str
     key: str
     root: str
     night: str
+
+
+class TrialJob(WorkerJob):
+    """labelled, base: addresses."""
+
     labelled: str
     base: str
     spec: TrialSpec
