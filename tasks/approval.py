@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from spark_jobs.errors import RequestError
+from tasks.actor import current_actor
 from tasks.champion import decide, deciding
-from tasks.ledger import Decision, LedgerLine, actor, awaiting, champion_now, now
+from tasks.ledger import Decision, LedgerLine, awaiting, champion_now, now
 from tasks.workspace import Workspace
 from training.manifests import ModelFolder
 
@@ -70,7 +71,7 @@ def answer_to(
             "decision": decision,
             "why": why,
             "by": by,
-            "who": who or actor(),
+            "who": who or current_actor(),
             "when": now(),
             "until": "",
             "champion": champion.address if champion else "",

@@ -6,20 +6,14 @@ what it names. Outputs that are published already stay as they are, and so do th
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from datetime import UTC, datetime
 
 from pydantic import Field
 
 from spark_jobs.manifests import Frozen
 from spark_jobs.specs import ForgetRule
+from tasks.actor import current_actor
 from tasks.workspace import Workspace, append_line
-
-
-def current_actor() -> str:
-    return os.environ.get("NIGHTMILL_ACTOR") or f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 class ForgetLine(Frozen):

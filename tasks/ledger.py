@@ -7,9 +7,6 @@ that had no fences carry 0 and count in their order.
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Literal
@@ -22,11 +19,6 @@ from training.champion_pointer import ChampionPointer
 
 Decision = Literal["promoted", "kept", "rolled back", "awaiting", "rejected", "expired"]
 CROWNING = ("promoted", "rolled back")
-
-
-def actor() -> str:
-    """Who decides: $NIGHTMILL_ACTOR, or user and host."""
-    return os.environ.get("NIGHTMILL_ACTOR") or f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def now() -> str:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from spark_jobs.errors import DataError, RequestError
 from spark_jobs.manifests import MANIFEST, Corpus, Handle
+from tasks.actor import current_actor
 from tasks.application import Application
 from tasks.approval import the_awaiting
 from tasks.champion import LOCK_WAIT_S, decide, deciding
 from tasks.evidence import bundle
 from tasks.ledger import (
     LedgerLine,
-    actor,
     awaiting,
     champion_now,
     line_of_reign,
@@ -65,7 +65,7 @@ def promote(
         _model(workspace, target.model.address, target.version)
         before = champion_now(workspace)
         line = LedgerLine(
-            night=_night(workspace, target.release.night), decision="promoted", by="hand", why=why, who=who or actor(),
+            night=_night(workspace, target.release.night), decision="promoted", by="hand", why=why, who=who or current_actor(),
             candidate=target.model.address, candidate_digest=target.model.digest, candidate_version=target.version,
             champion=target.model.address, champion_digest=target.model.digest, champion_version=target.version,
             previous_champion=before.address if before else "", previous_version=before.version if before else "",
@@ -92,7 +92,7 @@ def roll_back(workspace: Workspace, version: str, why: str, spec: ReleaseSpec, t
                 f"{workspace.name}: the champion changed while its predecessor was checked; look at it and run again"
             )
         line = LedgerLine(
-            night=_night(workspace, restored.night), decision="rolled back", by="hand", why=why, who=actor(),
+            night=_night(workspace, restored.night), decision="rolled back", by="hand", why=why, who=current_actor(),
             candidate=before.address, candidate_digest=before.digest, candidate_version=before.version,
             champion=restored.champion, champion_digest=restored.champion_digest, champion_version=restored.champion_version,
             previous_champion=before.address, previous_version=before.version, evidence=restored.evidence,

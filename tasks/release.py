@@ -14,6 +14,7 @@ from spark_jobs.errors import ChampionMoved, RequestError
 from spark_jobs.manifests import Corpus
 from spark_jobs.requests import Outcome
 from tasks import registry
+from tasks.actor import current_actor
 from tasks.approval import expire_overdue
 from tasks.champion import decide, deciding
 from tasks.engine import Engine, current_engine, is_planned
@@ -22,7 +23,6 @@ from tasks.ledger import (
     Champion,
     Decision,
     LedgerLine,
-    actor,
     awaiting,
     champion_now,
     champion_to_beat,
@@ -121,7 +121,7 @@ def _line(
         night=night,
         decision=decision,
         why=why,
-        who=actor(),
+        who=current_actor(),
         candidate=candidate.address,
         candidate_digest=candidate.digest,
         candidate_version=version,
