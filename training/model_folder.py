@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from spark_jobs.errors import DataError
+from spark_jobs.manifests import TokenizerFiles
 from training.compress.already_quantized import ADAPTER, GGUF_FILE, stored_format
 from training.compress.read_compressed_tensors import has_zero_points, read
 from training.manifests import ModelFolder
@@ -21,6 +22,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def load_model(folder: ModelFolder) -> PreTrainedModel:
     """The model in evaluation mode: dense weights in fp32, codes as their format runs them."""
     return load_folder(Path(folder.folder()))
+
+
+def load_model_with(folder: ModelFolder, tokenizer: TokenizerFiles) -> PreTrainedModel:
+    """As `load_model`. Raises: DataError unless the tokenizer has as many ids as the model."""
+    model = load_model(folder)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise DataError(
+            f"model {folder.address} has {model.config.vocab_size} token ids, tokenizer {tokenizer.address} "
+            f"{tokenizer.vocab_size}: evaluate it with the tokenizer it was trained with"
+        )
+    return model
 
 
 def load_folder(path: Path) -> PreTrainedModel:

@@ -17,11 +17,10 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from contextlib import suppress
 
 from spark_jobs.errors import RequestError
-from training.processes import die_with_parent
+from training.processes import die_with_parent, work_and_exit
 from training.run import JOBS, import_for, import_libraries
 
 SHARED_JOBS = ("train", "finetune")  # those whose ranks may be on several machines
@@ -68,7 +67,7 @@ def _take_part(line: socket.socket, previous: str) -> tuple[str, int | None]:
     if child == 0:
         line.close()
         os.close(told)
-        _node_process(telling, previous, parent)
+        work_and_exit(lambda: _node_process(telling, previous, parent))
     os.close(telling)
     try:
         status = _wait_for(child, line)
@@ -106,19 +105,13 @@ def _is_closed(line: socket.socket) -> bool:
         return True
 
 
-def _node_process(telling: int, previous: str, parent: int) -> None:
-    code = 1
+def _node_process(telling: int, previous: str, parent: int) -> int:
+    die_with_parent(parent)
     try:
-        die_with_parent(parent)
-        code = _node(telling, previous)
+        return _node(telling, previous)
     except RequestError as err:
         _say(str(err))
-    except BaseException:  # noqa: BLE001 nothing may fall through into the parent's loop
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return 1
 
 
 def _node(telling: int, previous: str) -> int:

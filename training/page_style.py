@@ -18,6 +18,7 @@ main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 60px; }
 h1 { font-size: 28px; margin: 0; letter-spacing: -.4px; } h2 { font-size: 17px; margin: 0 0 12px; }
 header p { margin: 4px 0 20px; color: var(--soft); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-bottom: 16px; }
+section { overflow-x: auto; }
 .tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tile { padding: 12px 14px; } .tile b { display: block; font-size: 23px; letter-spacing: -.3px; font-weight: 650; }
 .tile span { color: var(--soft); font-size: 13px; }
@@ -32,7 +33,7 @@ td { padding: 5px 8px 5px 0; border-bottom: 1px solid var(--line); vertical-alig
 .track { background: var(--line); border-radius: 4px; height: 10px; margin-top: 6px; overflow: hidden; display: flex; }
 .track i { display: block; height: 10px; background: var(--keep); } .track i.no { background: var(--r1); }
 .badge { border-radius: 99px; padding: 1px 9px; font-size: 12.5px; border: 1px solid currentColor; white-space: nowrap; }
-.good { color: var(--good); } .bad { color: var(--bad); } a { color: var(--r3); }
+.soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); } a { color: var(--r3); }
 details { border-top: 1px solid var(--line); padding: 8px 0; } details:first-of-type { border-top: 0; } summary { cursor: pointer; }
 blockquote { margin: 8px 0 0; padding: 8px 12px; background: var(--page); border-radius: 6px; }
 svg { width: 100%; height: auto; display: block; } svg.small { max-width: 560px; } svg text { fill: var(--ink); font: 12.5px system-ui, sans-serif; }

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from spark_jobs.errors import ERRORS, JobCrashed, NightmillError
 from spark_jobs.requests import Failure, failure_of
@@ -81,17 +81,26 @@ def _result_of(name: str, end: int, text: str) -> dict[str, Any]:
     return result
 
 
-def _answer_and_exit(function: Callable[[], dict[str, Any]], answer: int, parent: int) -> None:
-    code = 1
-    try:
+def _answer_and_exit(function: Callable[[], dict[str, Any]], answer: int, parent: int) -> NoReturn:
+    def work() -> int:
         die_with_parent(parent)
         try:
             body: dict[str, Any] = {"result": function()}
         except Exception as error:  # noqa: BLE001 the process boundary: the parent raises it again
             body = {"failure": failure_of(error).model_dump()}
         os.write(answer, json.dumps(body).encode())
-        code = 0
-    except BaseException:  # noqa: BLE001 nothing may fall through into the caller
+        return 0
+
+    work_and_exit(work)
+
+
+def work_and_exit(work: Callable[[], int]) -> NoReturn:
+    """In a forked child: end with the code that `work` returns, or with a traceback and 1; nothing falls through into the
+    parent's code."""
+    code = 1
+    try:
+        code = work()
+    except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:
         sys.stdout.flush()

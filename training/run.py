@@ -17,7 +17,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's pool would start threads at import
@@ -26,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from spark_jobs.errors import JobCrashed, RequestError
 from spark_jobs.requests import Outcome, Request, answer, failure_of, send
-from training.processes import die_with_parent, signal_name
+from training.processes import die_with_parent, signal_name, work_and_exit
 
 LIBRARIES = (
     "pyarrow.orc",
@@ -114,7 +113,7 @@ def _in_child(line: str) -> tuple[str, dict[str, object]]:
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        _job_process(line, reply, parent)
+        work_and_exit(lambda: _job_process(line, reply, parent))
     with contextlib.suppress(PermissionError):
         os.setpgid(child, child)  # the child does it too: whoever comes first
     _, status = os.waitpid(child, 0)
@@ -130,21 +129,13 @@ def _in_child(line: str) -> tuple[str, dict[str, object]]:
     return "failure", failure_of(JobCrashed(f"job {job} was {how} before it answered; run it again")).model_dump()
 
 
-def _job_process(line: str, reply: int, parent: int) -> None:
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        die_with_parent(parent)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        kind, body = answer(run_job, line)
-        os.write(reply, json.dumps({kind: body}).encode())
-        code = 0
-    except BaseException:  # noqa: BLE001 nothing may fall through into the parent's loop
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _job_process(line: str, reply: int, parent: int) -> int:
+    os.setpgid(0, 0)
+    die_with_parent(parent)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    kind, body = answer(run_job, line)
+    os.write(reply, json.dumps({kind: body}).encode())
+    return 0
 
 
 def main() -> int:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from spark_jobs.errors import DataError
 from spark_jobs.manifests import TokenizerFiles
 from training.evaluate.other_objectives import score_divided, score_masked
 from training.evaluate.perplexity import NO_TOKENS, TokenScores, score_tokens
 from training.manifests import ModelFolder
-from training.model_folder import load_model
+from training.model_folder import load_model_with
 from training.processes import in_fresh_processes, num_threads
 from training.specs import EvaluateSpec
 
@@ -37,13 +36,7 @@ class Scorer:
     def score(self, documents: Ids, processes: int = 1) -> list[TokenScores]:
         """In this process. Raises: DataError on another vocabulary."""
         torch.set_num_threads(num_threads(processes))
-        model = load_model(self.folder)
-        if model.config.vocab_size != self.tokenizer.vocab_size:
-            raise DataError(
-                f"model {self.folder.address} has {model.config.vocab_size} token ids, tokenizer {self.tokenizer.address} "
-                f"{self.tokenizer.vocab_size}: evaluate it with the tokenizer it was trained with"
-            )
-        return scores_of(model, documents, self)
+        return scores_of(load_model_with(self.folder, self.tokenizer), documents, self)
 
     def score_shared(self, documents: Ids, scratch: Path) -> list[TokenScores]:
         """By `spec.ranks` forked processes; each takes every so many-th document by length. This process must not have

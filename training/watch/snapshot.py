@@ -18,7 +18,7 @@ from spark_jobs.requests import Outcome, Request, send
 from training.evaluate.documents import cut_document, heldout_documents, load_tokenizer
 from training.inputs import input_uri
 from training.manifests import ModelFolder
-from training.model_folder import load_model
+from training.model_folder import load_model_with
 from training.processes import num_threads
 from training.watch.bins import buckets_of
 from training.watch.corpus_counts import CorpusCounts, count_corpus
@@ -39,12 +39,7 @@ def run(request: Request) -> Outcome:
     corpus = Corpus.load(input_uri(request, "corpus"))
     files = TokenizerFiles.load(input_uri(request, "tokenizer"))
     torch.set_num_threads(num_threads())
-    model = load_model(folder)
-    if model.config.vocab_size != files.vocab_size:
-        raise DataError(
-            f"model {folder.address} has {model.config.vocab_size} token ids, tokenizer {files.address} {files.vocab_size}: "
-            "give the tokenizer the model was trained with"
-        )
+    model = load_model_with(folder, files)
     special = (files.bos_id, files.eos_id, files.pad_id)
     counted = count_corpus(corpus, spec.documents, spec.seed, special)
     if not counted.drawn:
