@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from types import ModuleType
 import pytest
 
 from tasks.daemons import start_all, stop_all
-from tasks.servers import Servers
+from tasks.machine import set_environment
+from tasks.servers import Servers, client_environment
+from tasks.workspace import home
 
 # pytest-xdist's workers have no file as main module; pyspark.sql.connect takes that for a doctest run and ends the process.
 sys.modules["__main__"].__dict__.setdefault("__file__", __file__)
@@ -28,6 +31,19 @@ def decided() -> ModuleType:
     module = importlib.util.module_from_spec(location)
     location.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A fresh NIGHTMILL_HOME for one test module."""
+    before = dict(os.environ)
+    folder = tmp_path_factory.mktemp("home")
+    os.environ["NIGHTMILL_HOME"] = str(folder)
+    set_environment()
+    os.environ.update(client_environment(home()))
+    yield folder
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def free_port() -> int:

@@ -24,27 +24,14 @@ from flows.night import WHOLE_NIGHT, scheduled_night
 from flows.nightly import nightly
 from flows.specs import NightlySpec
 from tasks.locks import held
-from tasks.machine import set_environment
-from tasks.servers import client_environment, embedded_prefect
+from tasks.servers import embedded_prefect
 from tasks.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    before = dict(os.environ)
-    folder = tmp_path_factory.mktemp("home")
-    os.environ["NIGHTMILL_HOME"] = str(folder)
-    set_environment()
-    os.environ.update(client_environment(folder))
-    yield folder
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def client(home: Path) -> Iterator[SyncPrefectClient]:
+def client(own_home: Path) -> Iterator[SyncPrefectClient]:
     with (
-        embedded_prefect(home) as address,
+        embedded_prefect(own_home) as address,
         temporary_settings({PREFECT_API_URL: address}),
         SyncPrefectClient(address) as client,
     ):
@@ -70,7 +57,7 @@ def missed_nights(client: SyncPrefectClient, name: str, days: int) -> list[FlowR
 
 
 @pytest.fixture
-def another_night(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def another_night(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Somebody works on a night of this pipeline, so that one that begins is refused at once, before it starts a JVM."""
     monkeypatch.setattr("flows.night.LOCK_WAIT_S", 0.0)
     with held(Workspace.of("late").lock(WHOLE_NIGHT)):

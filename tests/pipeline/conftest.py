@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from flows.specs import load_spec
 from tasks.application import Application, AppName
 from tasks.engine import Engine, engine_in_use
 from tasks.machine import set_environment
-from tasks.servers import client_environment
-from tasks.workspace import Workspace, home
+from tasks.workspace import Workspace
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 NIGHT = "2026-11-25"
@@ -70,19 +68,6 @@ def write_topics() -> Callable[..., Path]:
     module = importlib.util.module_from_spec(location)
     location.loader.exec_module(module)
     return module.write_topics  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A fresh NIGHTMILL_HOME for one test module."""
-    before = dict(os.environ)
-    folder = tmp_path_factory.mktemp("home")
-    os.environ["NIGHTMILL_HOME"] = str(folder)
-    set_environment()
-    os.environ.update(client_environment(home()))
-    yield folder
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

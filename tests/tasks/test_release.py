@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def world(decided: ModuleType, release_home: Path, torch_application: Application) -> Callable[..., Workspace]:
+def world(decided: ModuleType, own_home: Path, torch_application: Application) -> Callable[..., Workspace]:
     """A pipeline of that name with nights that have models; the first `num_released` of them are released."""
 
     def make(name: str, count: int, num_released: int) -> Workspace:
