@@ -17,8 +17,8 @@ from typing import Any
 HIDDEN = "[hidden]"
 MIN_LENGTH = 6  # shorter values (`true`, `5432`) would take ordinary words out of the log
 SECRET_NAME = re.compile(
-    r"(^|_)(API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PWD|AUTH_STRING|CREDENTIALS?|"
-    r"ALERT_(URL|SLACK|EMAIL))$",
+    r"(^|_)(API_?KEY|ACCESS_KEY|SECRET_KEY|PRIVATE_KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|AUTH_STRING|CREDENTIALS?|"
+    r"ALERT_(URL|SLACK|EMAIL))$|_PWD$",  # PWD alone is the working folder, which messages have to name
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"(?P<keep>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@'\"]+(?=@)")

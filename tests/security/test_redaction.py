@@ -59,6 +59,13 @@ def test_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch):
     assert redact("login quincequince, nightmill:quincequince") == f"login {HIDDEN}, {HIDDEN}"
 
 
+def test_working_folder_stays_in_messages_and_a_password_called_pwd_does_not(monkeypatch):
+    monkeypatch.setenv("PWD", "/srv/nightmill")
+    monkeypatch.setenv("DB_PWD", "correct horse")
+
+    assert redact("nothing in /srv/nightmill/var for correct horse") == f"nothing in /srv/nightmill/var for {HIDDEN}"
+
+
 def test_short_values_are_left_so_that_words_stay_readable(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "true")
     assert redact("the answer is true") == "the answer is true"
