@@ -11,7 +11,7 @@ import re
 import sys
 import tomllib
 import uuid
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def bill_of_materials(root: Path) -> dict[str, Any]:
 def installed(name: str) -> Distribution | None:
     try:
         return distribution(name)
-    except PackageNotFoundError:
+    except ModuleNotFoundError:  # PackageNotFoundError of either finder
         return None
 
 
@@ -88,9 +88,9 @@ def _component(name: str, version: str, reference: str, there: Distribution | No
     }
     if there is None:
         return part | {"scope": "optional"}
-    told = there.metadata
-    if told["Summary"]:
-        part["description"] = told["Summary"]
+    told = there.metadata  # read by `get`: importlib_metadata, once imported, answers here too and raises where this gave None
+    if told.get("Summary"):
+        part["description"] = told.get("Summary")
     licences = _licences(told)
     if licences:
         part["licenses"] = licences
@@ -105,12 +105,12 @@ def _component(name: str, version: str, reference: str, there: Distribution | No
 
 def _licences(told: Any) -> list[dict[str, Any]]:
     """The expression, or else the classifiers, or else the first line of the field that packages fill with anything."""
-    if told["License-Expression"]:
-        return [{"expression": told["License-Expression"]}]
+    if told.get("License-Expression"):
+        return [{"expression": told.get("License-Expression")}]
     classifiers = [
         line.split(" :: ")[-1] for line in told.get_all("Classifier") or [] if line.startswith("License :: ")
     ]
-    named = classifiers or [line.strip() for line in (told["License"] or "").splitlines()[:1] if line.strip()]
+    named = classifiers or [line.strip() for line in (told.get("License") or "").splitlines()[:1] if line.strip()]
     return [{"license": {"name": name}} for name in dict.fromkeys(named)]
 
 

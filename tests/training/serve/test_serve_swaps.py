@@ -148,8 +148,9 @@ def test_broken_champion_keeps_the_old_model_and_shows(pipeline: Pipeline, serve
     metrics = httpx.get(f"{pipeline.server.url}/metrics", trust_env=False).text
     assert "nightmill_champion_not_served 0.0" not in metrics
     weights.write_bytes(right)  # mended: it is tried again
-    serve.wait_for(lambda: pipeline.model() == "demo@3")
-    assert pipeline.server.health()["status"] == "ok"
+    # Two replicas share the port: asked a few times, both have answered.
+    serve.wait_for(lambda: all(pipeline.model() == "demo@3" for _ in range(6)))
+    serve.wait_for(lambda: all(pipeline.server.health()["status"] == "ok" for _ in range(6)))
 
 
 def test_late_writer_with_a_lower_fence_is_not_followed(pipeline: Pipeline, serve: Any) -> None:
@@ -176,18 +177,19 @@ def test_killed_replica_is_started_again_while_the_other_answers(pipeline: Pipel
 
 def test_sigterm_lets_running_answers_end(pipeline: Pipeline, serve: Any) -> None:
     """Last of this file: the server is gone behind it. Counts of traffic were written, and hold no words."""
-    told: list[list[tuple[str, str, str]]] = []
-
-    def client() -> None:
-        told.append(ask(pipeline.server.url, PROMPTS[0], True, max_tokens=120))
-
-    thread = threading.Thread(target=client)
-    thread.start()
-    serve.wait_for(lambda: pipeline.server.health() is not None and running(pipeline) > 0)
-    pipeline.server.process.send_signal(signal.SIGTERM)
-    thread.join(60)
+    body = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 120, "temperature": 0, "stream": True}
+    pieces: list[str] = []
+    with (
+        httpx.Client(trust_env=False, timeout=60) as client,
+        client.stream("POST", f"{pipeline.server.url}/v1/completions", json=body) as answer,
+    ):
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                if not pieces:
+                    pipeline.server.process.send_signal(signal.SIGTERM)
+                pieces.append(json.loads(line[6:])["choices"][0]["text"])
     assert pipeline.server.process.wait(60) == 0
-    assert "".join(piece[2] for piece in told[0]) == pipeline.greedy[1].text(PROMPTS[0], 120)
+    assert "".join(pieces) == pipeline.greedy[1].text(PROMPTS[0], 120)
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(pipeline.server.port) in (p.info["cmdline"] or [])]
     lines = [json.loads(line) for path in (pipeline.workspace / "traffic").rglob("*.jsonl") for line in path.open()]
     assert {line["model"] for line in lines} == {model.address for model in pipeline.models}
@@ -197,8 +199,3 @@ def test_sigterm_lets_running_answers_end(pipeline: Pipeline, serve: Any) -> Non
     assert any(line["prompt_scored_tokens"] for line in lines)
     assert "mill" not in "".join(json.dumps(line) for line in lines).replace("models/", "")
 
-
-def running(pipeline: Pipeline) -> float:
-    text = httpx.get(f"{pipeline.server.url}/metrics", trust_env=False).text
-    found = [line for line in text.splitlines() if line.startswith("nightmill_running_answers ")]
-    return float(found[0].split()[1]) if found else 0.0
