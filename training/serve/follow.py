@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from training.champion_pointer import ChampionPointer
 from training.serve.hub import Hub, Rejected
 from training.serve.measures import Measures
+from training.serve.own_thread import in_own_thread
 from training.serve.serve_spec import ServeSpec
 from training.serve.served import Identity, Served, load_champion
 
@@ -63,7 +65,7 @@ class Follower:
 
     async def _load(self, pointer: ChampionPointer) -> Served:
         identity = identity_of(pointer, self.hub.current.identity.name)
-        new = await asyncio.to_thread(load_champion, self.root, identity, self.spec)
+        new = await asyncio.to_thread(in_own_thread, partial(load_champion, self.root, identity, self.spec))
         try:
             await new.smoke()
         except BaseException:

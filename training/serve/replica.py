@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,6 +23,7 @@ from training.serve.app import Surroundings, build_app
 from training.serve.follow import Follower, identity_of
 from training.serve.hub import Hub
 from training.serve.measures import Measures
+from training.serve.own_thread import in_own_thread
 from training.serve.plan import LISTEN_FD, PLAN, READY, Plan
 from training.serve.served import Served, identity_of_folder, load, load_champion
 
@@ -46,7 +46,8 @@ def run(plan: Plan, listener: socket.socket) -> int:
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     disable_progress_bar()  # half a line of it would stand before a line of the log of requests
-    torch.set_num_threads(num_threads(plan.replicas))
+    threads = plan.spec.threads or num_threads(plan.replicas)
+    plan = plan.model_copy(update={"spec": plan.spec.model_copy(update={"threads": threads})})
     return asyncio.run(_serve(plan, listener))
 
 
@@ -82,11 +83,14 @@ async def _first(plan: Plan) -> Served:
     """Raises: RequestError if there is nothing to serve; DataError if it cannot be."""
     if plan.folder:
         folder = Path(plan.folder)
-        return await asyncio.to_thread(lambda: load(folder, identity_of_folder(folder, plan.name), plan.spec))
+        return await asyncio.to_thread(
+            in_own_thread, lambda: load(folder, identity_of_folder(folder, plan.name), plan.spec)
+        )
     pointer = read_pointer(Path(plan.workspace))
     if pointer is None:
         raise RequestError(f"pipeline {plan.name} has no champion yet in {plan.workspace}; `nightmill run` it first")
-    return await asyncio.to_thread(load_champion, Path(plan.workspace), identity_of(pointer, plan.name), plan.spec)
+    root, identity = Path(plan.workspace), identity_of(pointer, plan.name)
+    return await asyncio.to_thread(in_own_thread, partial(load_champion, root, identity, plan.spec))
 
 
 class Draining(uvicorn.Server):  # type: ignore[misc]

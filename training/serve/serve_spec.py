@@ -14,6 +14,13 @@ class ServeSpec(Frozen):
 
     max_batch: int = Field(32, ge=1, le=1024, description="Answers written side by side, at most.")
     max_queue: int = Field(64, ge=0, le=100_000, description="Requests that may wait beyond those; more get a 503.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Threads a replica computes with, at most; 0: the cores, shared by the replicas. A model that is no faster "
+        "with them (timed when it is loaded) gets one.",
+    )
     cache_tokens: int = Field(
         16_384,
         ge=256,

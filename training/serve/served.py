@@ -22,9 +22,11 @@ from training.model_folder import load_folder
 from training.serve.batching import Batching, can_batch
 from training.serve.generation import Engine
 from training.serve.heads import Kind, classify, embed, kind_of
+from training.serve.own_thread import in_own_thread
 from training.serve.sampling import Sampling
 from training.serve.serial import Serial
 from training.serve.serve_spec import ServeSpec
+from training.serve.threads import settle_threads
 
 T = TypeVar("T")
 SMOKE_TOKENS = 4  # written by a new model before anybody is sent to it
@@ -112,7 +114,9 @@ class Served:
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run work on the model beside the engine, one at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._aside, partial(work, self.model, *arguments))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._aside, in_own_thread, partial(work, self.model, *arguments)
+        )
 
     async def smoke(self) -> None:
         """Raises: DataError if the engine writes nothing, or something else than a forward pass finds likeliest."""
@@ -160,6 +164,8 @@ def load(folder: Path, identity: Identity, spec: ServeSpec) -> Served:
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise DataError(f"{folder} has no tokenizer.json; save its tokenizer as a fast one")
     _check_finite(model, folder)
+    if spec.threads:
+        settle_threads(model, spec.threads)
     return Served(identity, model, tokenizer, spec)
 
 
