@@ -20,7 +20,7 @@ CENSUS = """
 import psutil, torch
 from training.serve.own_thread import in_own_thread
 torch.set_num_threads(4)
-for _ in range(6):
+for _ in range(20):
     in_own_thread(lambda: torch.randn(512, 512) @ torch.randn(512, 512))
     print(psutil.Process().num_threads())
 """
@@ -65,5 +65,4 @@ def test_failure_in_a_thread_of_its_own_is_told() -> None:
 
 def test_work_beside_the_engine_leaves_no_thread() -> None:
     told = subprocess.run([sys.executable, "-c", CENSUS], capture_output=True, text=True, check=True).stdout.split()
-    assert len(told) == 6
-    assert len(set(told)) == 1
+    assert int(told[-1]) <= int(told[0]) + 3  # one pool may be about to end; none of twenty is kept
