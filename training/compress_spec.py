@@ -29,10 +29,11 @@ class CalibrationSpec(Frozen):
         description="A sequence that shares so many consecutive tokens with an evaluation document is not used.",
     )
     max_overlap: float = Field(
-        0.05,
+        0.25,
         ge=0,
         le=1,
-        description="A larger share of drawn sequences that overlap an evaluation set refuses the calibration.",
+        description="Sequences that overlap an evaluation set are left out; a larger share of them than this refuses the "
+        "calibration, for such a corpus was hardly deduplicated.",
     )
     seed: int = Field(0, ge=0, description="Of the draw.")
 
