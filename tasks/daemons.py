@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import psutil
 from spark_jobs.errors import NightmillError
 from tasks.child import kill_all, marked
 from tasks.locks import held
-from tasks.server_databases import SERVERS, note_version, prepare_database
+from tasks.server_databases import SERVERS, ServerName, note_version, prepare_database
 from tasks.server_process import LISTEN_FD
 from tasks.servers import (
     START_S,
@@ -43,6 +44,8 @@ from tasks.workspace import write_atomic
 
 MARK = "NIGHTMILL_SERVERS"  # in the environment of all we start: its value is the home they belong to
 POOLS = {"cpu": 2, "gpu": 1}  # flow runs at once; on `cpu` two, as a nightly waits there while its sub-flows run
+ALL = (*SERVERS, *(f"worker-{pool}" for pool in POOLS))
+LISTENS = {"prefect": ("the Prefect server", "--port"), "mlflow": ("the MLflow server", "--mlflow-port")}
 STOP_S = 10.0
 
 
@@ -56,26 +59,64 @@ def start_all(
 ) -> Servers:
     """Start what is missing and return once everything answers. `apply` is called between servers and workers.
 
-    Raises: NightmillError if a port is taken or something does not start; then nothing is left running.
+    Where a part of what `up` left is alive, that part and the runs in work go on: what died is started again, on the same port and
+    with the same password, as clients in the middle of a night know no other.
+
+    Raises: NightmillError if a port is taken or something does not start; then nothing of what was started is left running.
     """
     folder = servers_folder(home)
     with held(folder / "up.lock", wait_s=5.0):
         state = read_state(home)
-        if state is not None and not state.dead():
+        missing = ALL if state is None else _missing(state)
+        if state is not None and not missing:
             say("already up")
             return state
-        _stop_everything(home)  # half of an earlier `up` may have been killed
-        auth = f"nightmill:{secrets.token_urlsafe(18)}" if with_auth else ""
-        servers = Servers(prefect_port=prefect_port, mlflow_port=mlflow_port, auth=auth, processes=())
+        if state is None or missing == ALL:
+            _stop_everything(home)  # half of an earlier `up` may have been killed
+            auth = f"nightmill:{secrets.token_urlsafe(18)}" if with_auth else ""
+            state = Servers(prefect_port=prefect_port, mlflow_port=mlflow_port, auth=auth, processes=())
+        else:
+            say(f"not running: {', '.join(missing)}; the rest goes on")
         try:
-            servers = _start_servers(home, servers)
-            say(f"servers answer on ports {prefect_port} and {mlflow_port}")
-            apply(servers)
-            servers = _start_workers(home, servers)
+            return _start_missing(home, state, missing, apply, say)
         except BaseException:
-            _stop_everything(home)
+            _stop_started_since(home, state)
             raise
-        return servers
+
+
+def _missing(state: Servers) -> tuple[str, ...]:
+    """Names of what `up` starts and what does not live, in the order of their start."""
+    alive = {process.name for process in state.processes} - {process.name for process in state.dead()}
+    return tuple(name for name in ALL if name not in alive)
+
+
+def _start_missing(
+    home: Path,
+    servers: Servers,
+    missing: Sequence[str],
+    apply: Callable[[Servers], None],
+    say: Callable[[str], None],
+) -> Servers:
+    names = [name for name in SERVERS if name in missing]
+    if names:
+        servers = _start_servers(home, servers, names)
+        say(f"servers answer on ports {servers.prefect_port} and {servers.mlflow_port}")
+    apply(servers)
+    return _start_workers(home, servers, [pool for pool in POOLS if f"worker-{pool}" in missing])
+
+
+def _stop_started_since(home: Path, before: Servers) -> None:
+    """Undo half an `up`: everything where nothing lived before, else what is new."""
+    if not before.processes:
+        _stop_everything(home)
+        return
+    known = {(process.pid, process.started) for process in before.processes}
+    now = read_state(home)
+    for process in now.processes if now is not None else ():
+        if (process.pid, process.started) not in known:
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(process.pid).kill()
+    _write_state(home, before)
 
 
 def stop_all(home: Path) -> list[int]:
@@ -83,16 +124,15 @@ def stop_all(home: Path) -> list[int]:
     return _stop_everything(home)
 
 
-def _start_servers(home: Path, servers: Servers) -> Servers:
+def _start_servers(home: Path, servers: Servers, names: Sequence[ServerName]) -> Servers:
     folder = servers_folder(home)
     ports = {"prefect": servers.prefect_port, "mlflow": servers.mlflow_port}
-    listeners = {
-        "prefect": listen(servers.prefect_port, "the Prefect server", "--port"),
-    }
+    listeners: dict[str, socket.socket] = {}
     try:
-        listeners["mlflow"] = listen(servers.mlflow_port, "the MLflow server", "--mlflow-port")
+        for name in names:
+            listeners[name] = listen(ports[name], *LISTENS[name])
         started = []
-        for name in SERVERS:
+        for name in names:
             migrated = prepare_database(name, folder)
             fd = listeners[name].fileno()
             environment = server_environment(name, home, migrated, ports[name]) | {LISTEN_FD: str(fd)}
@@ -105,35 +145,41 @@ def _start_servers(home: Path, servers: Servers) -> Servers:
     finally:
         for listener in listeners.values():
             listener.close()
-    servers = servers.model_copy(update={"processes": tuple(started)})
-    _write_state(home, servers)
-    for name, process in zip(SERVERS, started, strict=True):
+    servers = _with_processes(home, servers, started)
+    for name, process in zip(names, started, strict=True):
         auth = servers.auth if name == "prefect" else ""
         wait_until_healthy(name, ports[name], _aliveness(process), _log_tail(process), auth)
         note_version(name, folder)
     return servers
 
 
-def _start_workers(home: Path, servers: Servers) -> Servers:
+def _start_workers(home: Path, servers: Servers, pools: Sequence[str]) -> Servers:
     environment = client_environment(home) | {
         "NIGHTMILL_PROFILE": "server",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true",  # a sub-flow's report crosses processes as a stored result
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # the default of 10 is waited for before each of a night's five sub-flows
     }
-    workers = tuple(
+    workers = [
         _start(
             f"worker-{pool}",
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
-             "--name", f"nightmill-{pool}", "--limit", str(limit), "--install-policy", "never"],
+             "--name", f"nightmill-{pool}", "--limit", str(POOLS[pool]), "--install-policy", "never"],
             home,
             environment,
         )
-        for pool, limit in POOLS.items()
-    )  # fmt: skip
-    servers = servers.model_copy(update={"processes": servers.processes + workers})
-    _write_state(home, servers)
-    for pool, worker in zip(POOLS, workers, strict=True):
+        for pool in pools
+    ]  # fmt: skip
+    servers = _with_processes(home, servers, workers)
+    for pool, worker in zip(pools, workers, strict=True):
         _wait_for_worker(servers, pool, worker)
+    return servers
+
+
+def _with_processes(home: Path, servers: Servers, started: Sequence[ServerProcess]) -> Servers:
+    """The state with `started` in the place of what had their names; written down."""
+    found = {process.name: process for process in (*servers.processes, *started)}
+    servers = servers.model_copy(update={"processes": tuple(found[name] for name in ALL if name in found)})
+    _write_state(home, servers)
     return servers
 
 

@@ -188,3 +188,32 @@ def test_servers_elsewhere_are_used_as_their_own_variables_say_and_nothing_is_ma
     with EmbeddedPrefect(tmp_path) as server:
         assert server.wait() == "http://prefect:4200/api"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(400)
+def test_up_starts_what_died_on_the_same_port_with_the_same_password_and_lets_the_rest_go_on(tmp_path):
+    """A night in work talks to that address with that password, and lives under a worker that has not died."""
+    before = start_all(tmp_path, free_port(), free_port())
+    try:
+        for process in before.processes:
+            if process.name in ("prefect", "worker-gpu"):
+                os.kill(process.pid, signal.SIGKILL)
+        dead = {"prefect", "worker-gpu"}
+        deadline = time.monotonic() + 10
+        while {process.name for process in before.dead()} != dead:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        said = []
+        after = start_all(tmp_path, say=said.append)
+        assert said[0] == "not running: prefect, worker-gpu; the rest goes on"
+        assert (after.prefect_port, after.mlflow_port, after.auth) == (
+            before.prefect_port,
+            before.mlflow_port,
+            before.auth,
+        )
+        changed = {now.name for now, then in zip(after.processes, before.processes, strict=True) if now != then}
+        assert changed == dead
+        assert [works for _, _, works, _ in health(tmp_path)] == [True] * 4
+    finally:
+        stop_all(tmp_path)
+    assert of_home(tmp_path) == []
