@@ -1,17 +1,21 @@
 """Ask a person whether the waiting candidate becomes champion. Deployment `approve-model`, pool `cpu`; started by the nightly.
 
 The form stands in the flow run's page of the Prefect UI, behind "Resume". `nightmill promote` and `nightmill promote --reject` answer
-the same question at a terminal. Prefect's server calls a run whose pause has timed out failed, whatever the flow does then.
+the same question at a terminal.
+
+Prefect's server calls a run whose pause has timed out Failed, whatever the flow does then, and an alarm would tell it. No answer is
+no failure, so the pause may last longer than the time for an answer, and the flow itself ends its waiting.
 """
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Literal
 
+import anyio
 from prefect import flow, get_run_logger
-from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
+from prefect.flow_runs import apause_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
@@ -27,6 +31,7 @@ from training.manifests import Evidence
 from training.release_card import release_card
 
 LOOK_S = 5  # seconds between two looks for an answer
+OVERHANG_S = 3600  # by which Prefect's time-out of the pause is later than ours; the server must not come first, however busy it is
 
 
 class Answer(RunInput):
@@ -48,7 +53,7 @@ def approve_model(pipeline: str) -> FlowReport:
     waiting = awaiting(workspace) or the_awaiting(workspace)
     _show(workspace, waiting)
     answer = None if is_overdue(waiting) else _answer(waiting)
-    if answer is None:
+    if answer is None or is_overdue(waiting):
         expire_overdue(workspace)
     elif awaiting(workspace) == waiting:
         _follow(workspace, waiting, answer)
@@ -61,11 +66,14 @@ def _answer(waiting: LedgerLine) -> Answer | None:
     """None if nobody answered before the time was over."""
     told = f"Version {waiting.candidate_version} of night {waiting.night} passed the gate: {waiting.why}. It waits until {waiting.until}."
     form = Answer.with_initial_data(description=told + " The model card is artifact `candidate`.")
-    left_s = (datetime.fromisoformat(waiting.until) - datetime.now(UTC)).total_seconds()
-    try:
-        return pause_flow_run(wait_for_input=form, timeout=max(1, int(left_s) + 1), poll_interval=LOOK_S)
-    except FlowPauseTimeout:
-        return None
+    left_s = max(0.0, (datetime.fromisoformat(waiting.until) - datetime.now(UTC)).total_seconds())
+    return asyncio.run(_paused(form, left_s))
+
+
+async def _paused(form: type[Answer], left_s: float) -> Answer | None:
+    with anyio.move_on_after(left_s):
+        return await apause_flow_run(wait_for_input=form, timeout=int(left_s) + OVERHANG_S, poll_interval=LOOK_S)
+    return None
 
 
 def _follow(workspace: Workspace, waiting: LedgerLine, answer: Answer) -> None:
