@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -16,15 +17,17 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 
+from spark_jobs.errors import NightmillError
 from tasks.catch_up import Overlap, why_not
 from tasks.schedule_spec import ScheduleSpec
 
@@ -33,6 +36,7 @@ SKIPPED = "Skipped"  # name of the completed state of a night that gave way
 PAGE = 200  # the most that the API gives at once
 _claimed: set[tuple[UUID, int]] = set()  # by this process: run, and how often it was started
 NOT_BEGUN = (StateType.SCHEDULED, StateType.PENDING)
+STARTING = (StateType.PENDING, StateType.RUNNING)
 BEGUN = (StateType.RUNNING, StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLING)
 
 
@@ -43,7 +47,10 @@ def server() -> Iterator[SyncPrefectClient]:
 
 
 def claim_flow_run() -> None:
-    """Note on the flow run around us which process works on it, so that it is found out when that is gone."""
+    """Note on the flow run around us which process works on it, so that it is found out when that is gone.
+
+    Raises: NightmillError if the run had ended before this process came to start it.
+    """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or (run.id, run.run_count) in _claimed:
@@ -52,11 +59,30 @@ def claim_flow_run() -> None:
     owner = f"{socket.gethostname()}:{process.pid}:{process.create_time()}"
     try:
         with server() as client:
-            client.update_flow_run_labels(run.id, {OWNER_LABEL: owner})
+            end = end_before(client.read_flow_run_states(run.id))
+            if end is None:
+                client.update_flow_run_labels(run.id, {OWNER_LABEL: owner})
     except (httpx.HTTPError, PrefectException) as error:  # never worth a night: then nobody can tell that it died
         print(f"claim of flow run {run.name}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)  # noqa: T201
         return
+    if end is not None:
+        raise NightmillError(
+            f"flow run {run.name} was {end.name} at {end.timestamp:%Y-%m-%d %H:%M:%S} UTC, before this process came to start it ({end.message}); "
+            "it does nothing. To run it after all: Retry in the Prefect UI, or start it anew"
+        )
     _claimed.add((run.id, run.run_count))
+
+
+def end_before(states: Iterable[State[Any]]) -> State[Any] | None:
+    """The end that a run had before it was started now; None where it was planned, or planned anew since.
+
+    Prefect lets a pod that comes late, or that Kubernetes starts a second time, set a run that has ended to Running. A retry by
+    a person or by the flow's own policy passes through Scheduled.
+    """
+    for state in sorted(states, key=lambda state: state.timestamp, reverse=True):
+        if state.type not in STARTING:
+            return state if state.is_final() else None
+    return None
 
 
 def why_skipped(spec: ScheduleSpec, night: str) -> str:
@@ -84,7 +110,20 @@ def runs_of(client: SyncPrefectClient, deployment: UUID, now: datetime) -> list[
 
 def unfinished(client: SyncPrefectClient, types: Iterable[StateType]) -> Iterator[FlowRun]:
     """Every flow run whose state is of one of these types."""
-    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
+    yield from _pages(client, FlowRunFilter(state=_of_types(types)))
+
+
+def cancelled_since(client: SyncPrefectClient, when: datetime) -> Iterator[FlowRun]:
+    """Every flow run that was cancelled, and ended, after `when`."""
+    ended = FlowRunFilterEndTime(after_=when)
+    yield from _pages(client, FlowRunFilter(state=_of_types([StateType.CANCELLED]), end_time=ended))
+
+
+def _of_types(types: Iterable[StateType]) -> FlowRunFilterState:
+    return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
+
+
+def _pages(client: SyncPrefectClient, wanted: FlowRunFilter) -> Iterator[FlowRun]:
     offset = 0
     while page := client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=PAGE, offset=offset):
         yield from page

@@ -1,19 +1,22 @@
-"""What the dead left behind: flow runs that say they run, MLflow runs, locks, processes. Nothing terminal is ever touched.
+"""What the dead left behind: flow runs that say they run, MLflow runs, locks, processes. No terminal state is ever touched.
 
 A run is given up when the process that claimed it is gone from this machine; what another machine claimed is that machine's to
-sweep. A run that waits for a process which never came is given up after `PENDING_S`, so that its slot is free again.
+sweep. A run that waits for a process which never came is given up after `PENDING_S`, so that its slot is free again. The other
+way round, a process that works on a run which has long been Cancelled is stopped.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import gethostname
 from typing import Any
 
 import httpx
+import psutil
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -24,11 +27,16 @@ from prefect.states import Cancelled, Crashed
 
 from spark_jobs.errors import StepBusy
 from spark_jobs.manifests import Frozen
-from tasks.child import sweep_orphans
-from tasks.flow_runs import owner_of, server, state_age, unfinished
+from tasks.child import kill_all, sweep_orphans
+from tasks.flow_runs import cancelled_since, owner_of, server, state_age, unfinished
 from tasks.locks import held, is_live, is_running
 
 PENDING_S = 3600.0  # a pod on an autoscaled node may take half of this; a process takes seconds
+CANCELLED_S = 120.0  # a cancelled run has this long to end by itself: ours take 20 s, Prefect kills after 30
+LOOK_BACK = timedelta(days=2)  # at cancelled runs
+RUN_VARIABLE = (
+    "PREFECT__FLOW_RUN_ID"  # in the environment of a process that a worker started: the run it was started for
+)
 UNDECIDED = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 
 
@@ -44,8 +52,9 @@ def sweep(home: Path) -> list[Swept]:
     """Put right what can be seen from this machine: processes, locks, flow runs, MLflow runs."""
     orphans = [Swept(kind="process", name=str(pid), what="its run is gone; killed") for pid in sweep_orphans()]
     with server() as client:
+        cancelled = sweep_cancelled(client)
         runs = sweep_flow_runs(client)
-    return [*orphans, *sweep_locks(home), *runs, *sweep_tracking(home)]
+    return [*orphans, *cancelled, *sweep_locks(home), *runs, *sweep_tracking(home)]
 
 
 def sweep_before_night(home: Path) -> None:
@@ -72,6 +81,36 @@ def sweep_flow_runs(client: SyncPrefectClient, now: datetime | None = None) -> l
         if why and _end(client, run, why):
             swept.append(Swept(kind="flow run", name=run.name, what=why))
     return swept
+
+
+def sweep_cancelled(client: SyncPrefectClient, now: datetime | None = None) -> list[Swept]:
+    """Processes of this machine that go on although their run was Cancelled are stopped, with all they started.
+
+    Whoever should have stopped them was not there: a worker that had died (the server itself calls the run Cancelled then), or a
+    process that hangs in its own clean-up.
+    """
+    now = now or datetime.now(UTC)
+    swept = []
+    for run in cancelled_since(client, now - LOOK_BACK):
+        process = _worker_process(run)
+        if process is None or state_age(run, now).total_seconds() < CANCELLED_S:
+            continue
+        with suppress(psutil.NoSuchProcess):
+            kill_all({process, *process.children(recursive=True)})
+            swept.append(Swept(kind="process", name=str(process.pid), what=f"its run {run.name} was Cancelled; killed"))
+    return swept
+
+
+def _worker_process(run: FlowRun) -> psutil.Process | None:
+    """The process that a worker started for this very run, if it lives on this machine. Not one that runs it inside another flow."""
+    host, pid, started = owner_of(run) or ("", 0, 0.0)
+    if host != gethostname() or not is_running(pid, started):
+        return None
+    try:
+        process = psutil.Process(pid)
+        return process if process.environ().get(RUN_VARIABLE) == str(run.id) else None
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
 
 
 def why_dead(run: FlowRun, now: datetime) -> str:

@@ -13,11 +13,11 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun, State
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Failed, Pending, Running, Scheduled
+from prefect.states import Cancelled, Crashed, Failed, Pending, Running, Scheduled
 
 from flows.deploy import prefect_file, read_prefect_file
 from flows.night import WHOLE_NIGHT, scheduled_night
@@ -67,10 +67,14 @@ def another_night(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def started(client: SyncPrefectClient, run: FlowRun, **sections: Any) -> Any:
     """The run as a worker starts it; its final state."""
     client.set_flow_run_state(run.id, Pending())
-    spec = NightlySpec.model_validate(
+    parameters = {"spec": late_spec(**sections), "night": ""}
+    return run_flow(nightly, client.read_flow_run(run.id), parameters, return_type="state")
+
+
+def late_spec(**sections: Any) -> NightlySpec:
+    return NightlySpec.model_validate(
         {"name": "late", "ingest": {"sources": [{"kind": "jsonl", "path": "/nowhere"}]}} | sections
     )
-    return run_flow(nightly, client.read_flow_run(run.id), {"spec": spec, "night": ""}, return_type="state")
 
 
 def test_five_missed_nights_run_the_newest_and_the_others_say_why_not(
@@ -107,6 +111,23 @@ def test_failed_night_that_is_retried_gets_the_slot_of_its_deployment_again(clie
     ):
         client.set_flow_run_state(run.id, state)
     assert client.read_flow_run(run.id).state_name == "Pending"
+
+
+@pytest.mark.parametrize("end", [Crashed(message="no pod in time"), Cancelled()], ids=["crashed", "cancelled"])
+def test_pod_that_comes_after_its_run_has_ended_does_nothing_until_a_person_retries(
+    client: SyncPrefectClient, another_night: None, end: State[Any]
+) -> None:
+    """A GPU node that took too long: Prefect called the run Crashed, and then it ran all the same (PrefectHQ/prefect#16429)."""
+    (run,) = missed_nights(client, f"slow-{end.name}", 1)
+    client.set_flow_run_state(run.id, Pending())
+    client.set_flow_run_state(run.id, end)
+    late = run_flow(nightly, client.read_flow_run(run.id), {"spec": late_spec(), "night": ""}, return_type="state")
+    assert late.type.value == "FAILED"
+    assert f"was {end.name} at" in late.message
+    client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", scheduled_time=datetime.now(UTC)))
+    assert (
+        f"nightly: process {os.getpid()}" in started(client, run).message
+    )  # it did begin, and met the lock of another
 
 
 def test_setting_of_the_deployment_makes_up_for_every_night(client: SyncPrefectClient, another_night: None) -> None:

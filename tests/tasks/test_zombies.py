@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling, Completed, Pending, Running
+from prefect.states import Cancelled, Cancelling, Completed, Pending, Running
 
 from tasks.flow_runs import OWNER_LABEL
 from tasks.servers import embedded_prefect
-from tasks.zombies import PENDING_S, sweep_flow_runs, sweep_locks
+from tasks.zombies import CANCELLED_S, PENDING_S, RUN_VARIABLE, sweep_cancelled, sweep_flow_runs, sweep_locks
 
 HOST = socket.gethostname()
 DEAD = f"{HOST}:{2**22 - 1}:0.0"
@@ -136,6 +136,51 @@ def test_flow_process_killed_at_work_leaves_a_run_that_the_sweep_finds(
     process.wait()
     sweep_flow_runs(client)
     assert state_of(client, run)[0] == "CRASHED"
+
+
+@pytest.fixture
+def hung() -> Iterator[Callable[[FlowRun], psutil.Process]]:
+    """Starts a process as a worker does for a run, which ignores SIGTERM and has a child in a session of its own."""
+    started: list[subprocess.Popen[str]] = []
+    code = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print(subprocess.Popen(['sleep', '100'], start_new_session=True).pid, flush=True)\ntime.sleep(100)\n"
+    )
+
+    def start(run: FlowRun) -> psutil.Process:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | {RUN_VARIABLE: str(run.id)},
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None
+        return psutil.Process(int(process.stdout.readline()))
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_process_that_goes_on_after_its_run_was_cancelled_is_killed_with_its_children(client, hung) -> None:
+    """The server calls a run Cancelled five minutes after nobody came to cancel it; its process worked on (PrefectHQ/prefect#21616)."""
+    run, another = (client.create_flow_run(toy, state=Running()) for _ in range(2))
+    child, another_child = hung(run), hung(another)
+    for number, process in ((run, child.parent()), (another, another_child.parent())):
+        client.update_flow_run_labels(number.id, {OWNER_LABEL: f"{HOST}:{process.pid}:{process.create_time()}"})
+    client.set_flow_run_state(run.id, Cancelled(), force=True)
+    assert sweep_cancelled(client) == []  # it may still be ending by itself
+    later = datetime.now(UTC) + timedelta(seconds=CANCELLED_S + 1)
+    assert [swept.what for swept in sweep_cancelled(client, later)] == [f"its run {run.name} was Cancelled; killed"]
+    assert not child.is_running()
+    assert another_child.is_running()
+    assert sweep_cancelled(client, later) == []
+
+
+def test_process_that_has_another_flow_around_a_cancelled_one_is_left(client: SyncPrefectClient) -> None:
+    run = run_in(client, Running(), LIVING)
+    client.set_flow_run_state(run.id, Cancelled(), force=True)
+    assert sweep_cancelled(client, datetime.now(UTC) + timedelta(seconds=CANCELLED_S + 1)) == []
 
 
 def test_locks_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
