@@ -67,7 +67,7 @@ def send(kind: str, body: Any) -> None:
 
 
 def failure_of(error: BaseException) -> Failure:
-    if _is_disk_full(error):
+    if is_disk_full(error):
         place = f" writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         error = DiskFull(
             f"no space left{place}; free some space or set NIGHTMILL_HOME to a larger disk, then run again"
@@ -80,7 +80,7 @@ def failure_of(error: BaseException) -> Failure:
     )
 
 
-def _is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Also true for an exception of Java or of a checkpoint that only quotes the system's words, or came of such a one."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -104,15 +105,24 @@ class Child:
         return "\n".join(list(self.tail)[-count:])
 
     def _pump_lines(self) -> None:
+        """Reads to the end even where the log cannot be written (a full disk): a pipe that nobody empties stops the child for good."""
         assert self.process.stdout is not None
-        with self.log.open("a", errors="replace") as kept:
+        with _opened(self.log) as kept:
             for raw in self.process.stdout:
                 line = redact(raw.decode(errors="replace").rstrip("\n"))
-                kept.write(line + "\n")
-                kept.flush()
+                with suppress(OSError):
+                    kept.write((line + "\n").encode(errors="replace"))
                 self.tail.append(line)
                 if self._on_line:
                     self._on_line(line)
+
+
+def _opened(log: Path) -> BinaryIO:
+    """The log, each line written at once; nothing is kept where the disk has no room even for its name."""
+    try:
+        return log.open("ab", buffering=0)
+    except OSError:
+        return Path(os.devnull).open("ab", buffering=0)
 
 
 def sweep_orphans() -> list[int]:

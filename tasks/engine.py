@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import psutil
 
-from spark_jobs.errors import NightmillError
+from spark_jobs.errors import DiskFull, NightmillError
 from spark_jobs.manifests import Frozen, Handle
-from spark_jobs.requests import Outcome, Request
+from spark_jobs.requests import Outcome, Request, is_disk_full
 from tasks.application import Application, AppName
 from tasks.locks import Lock, held
 from tasks.prices import Prices
@@ -98,7 +98,7 @@ class Engine:
         if self.planning:
             return self._plan(step)
         outputs: list[H] = []
-        result = self._runner(step, lambda: self._look_or_run(step, outputs))
+        result = self._runner(step, lambda: self._with_room(step, outputs))
         self.results.append(result)
         return outputs[-1]
 
@@ -135,6 +135,23 @@ class Engine:
             return step.planned()
         self.results.append(_cached(handle, why))
         return handle
+
+    def _with_room(self, step: Step[H], outputs: list[H]) -> StepResult:
+        """Whoever met the full disk (a lock, a step in this process, the manifest), one error says so.
+
+        Raises: DiskFull.
+        """
+        try:
+            return self._look_or_run(step, outputs)
+        except NightmillError:
+            raise
+        except Exception as err:
+            if not is_disk_full(err):
+                raise
+            raise DiskFull(
+                f"{step.name}: no space left in {self.workspace.root}; free some space or set NIGHTMILL_HOME to a larger disk, "
+                "then run again"
+            ) from err
 
     def _look_or_run(self, step: Step[H], outputs: list[H]) -> StepResult:
         handle, why = find(step, self.workspace)

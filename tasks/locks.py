@@ -75,14 +75,14 @@ def _try(path: Path) -> Lock | None:
     process = psutil.Process()
     body = {"token": token, "host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
     mine = path.with_name(f".{path.name}.{token}")
-    mine.write_text(json.dumps(body))
     try:
+        mine.write_text(json.dumps(body))
         os.link(mine, path)  # fails if it exists: the same promise as O_EXCL, and the file is never seen half written
         return Lock(path, token)
     except FileExistsError:
         pass
     finally:
-        mine.unlink()
+        mine.unlink(missing_ok=True)
     if not _is_dead(path):
         return None
     return _take_over(path, token, body)

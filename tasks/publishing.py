@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from spark_jobs.errors import DataError, DiskFull, StepBusy
+from spark_jobs.errors import DataError, StepBusy
 from spark_jobs.manifests import MANIFEST, REPORT, FileEntry, Handle, file_sha256
 from spark_jobs.requests import Outcome
 from tasks.locks import Lock
@@ -25,24 +24,18 @@ SCRATCH = "scratch"
 def publish(step: Step[H], workspace: Workspace, attempt: Path, outcome: Outcome, usage: Usage, lock: Lock) -> H:
     """Make `attempt` the step's output.
 
-    Raises: DataError if what the job wrote is not what it says it wrote; StepBusy if the lock was lost to another run;
-    DiskFull.
+    Raises: DataError if what the job wrote is not what it says it wrote; StepBusy if the lock was lost to another run.
     """
     _keep_curves(step, workspace, attempt)
     shutil.rmtree(attempt / SCRATCH, ignore_errors=True)
-    try:
-        handle = _describe(step, attempt, outcome)
-        _write_durable(attempt / MANIFEST, handle.canonical())
-        (attempt / REPORT).write_text(usage.model_dump_json() + "\n")
-        if not lock.still_mine():
-            raise StepBusy(
-                f"{step.name}: another run took over while this one was working; its output is the one that counts"
-            )
-        _rename_into_place(attempt, workspace.at(handle.address))
-    except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"{step.name}: no space left in {workspace.root}; free some space, then run again") from err
-        raise
+    handle = _describe(step, attempt, outcome)
+    _write_durable(attempt / MANIFEST, handle.canonical())
+    (attempt / REPORT).write_text(usage.model_dump_json() + "\n")
+    if not lock.still_mine():
+        raise StepBusy(
+            f"{step.name}: another run took over while this one was working; its output is the one that counts"
+        )
+    _rename_into_place(attempt, workspace.at(handle.address))
     return step.handle.load(workspace.at(handle.address))
 
 

@@ -59,6 +59,14 @@ def test_child_output_reaches_callback_tail_and_file(tmp_path: Path) -> None:
     assert (tmp_path / "x.log").read_text().splitlines() == lines
 
 
+def test_child_whose_log_finds_no_room_is_read_to_its_end(tmp_path: Path) -> None:
+    """A pipe that nobody empties holds 64 KiB; then its writer stops for good."""
+    child = Child([sys.executable, "-c", "for n in range(20000): print('line', n)"], Path("/dev/full"))
+    assert child.process.wait(30) == 0
+    assert wait_until(lambda: child.tail and child.tail[-1] == "line 19999")
+    child.stop()
+
+
 def test_child_stopped_takes_a_grandchild_in_another_session_along(tmp_path: Path) -> None:
     child = Child([sys.executable, "-c", FAMILY], tmp_path / "x.log")
     grandchild = grandchild_of(child)
