@@ -1,6 +1,6 @@
 """Everything that works on a night is killed, in every step, at every moment, and started again: the same outputs, nothing left.
 
-    make chaos        python -m benchmarks.chaos [--thorough] [--only STEP,STEP] [--minutes M] [--home FOLDER]
+    make chaos        python -m benchmarks.chaos [--thorough | --subset] [--only STEP,STEP] [--minutes M] [--home FOLDER]
 
 A tiny night runs unbroken once; the state before each of its steps is kept. Then, for each step and each kill, that state is
 put back, the step is run and killed (with `flow` the process that runs the night, with `worker` the Spark driver or the
@@ -10,7 +10,11 @@ disk, when all is written but not yet published, when it is published but not ye
 is whole; after each rerun: every output so far has the digest of the unbroken night, and no process, port, lock or attempt is
 left. Measurements of time, and the choice and the report that show them, differ from run to run: of those only that they are whole.
 
-Without --thorough each pair of step and moment gets one of the two signals, in turn. Last line, JSON: {"kills", "identical",
+In every third step the disk (a tmpfs, where this machine lets us mount one) is full when half of the output is written: the
+message names it, and with room again the step gives the same. Then the servers are killed, see benchmarks/chaos_servers.py.
+
+Without --thorough each pair of step and moment gets one of the two signals, in turn. --subset: one kill a step (moment, victim
+and signal in turn), two full disks, no servers: what `make test` has time for. Last line, JSON: {"kills", "identical",
 "leftovers"}; exit code 1 unless all kills are identical and nothing is left.
 """
 
@@ -27,9 +31,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +46,13 @@ NIGHT = "2026-11-25"
 MOMENTS = ("before start", "mid-write", "after write", "after commit")
 SIGNALS = ("SIGKILL", "SIGTERM")
 WORKERS = ("worker", "its child")
+FULL_DISK = ("mid-write", "disk", "ENOSPC")
 GONE_S = 10.0  # a process whose parent was killed has this long
 ANSWER_S = 300.0
 UNSTABLE = ("choose", "measure-", "report-")  # the report shows what was measured
 LAST = "release"
+DISK = "size=8g"  # only a limit: a tmpfs takes what is in it
+FAILED = 3  # exit code of a flow process whose night raised
 
 
 @dataclass
@@ -94,6 +101,7 @@ class Matrix:
     expected: dict[str, str] = field(default_factory=dict)
     steps: list[dict[str, str]] = field(default_factory=list)
     kills: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
     late: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
@@ -185,11 +193,14 @@ class Matrix:
             raise SystemExit(f"the unbroken night failed; see {self.home / 'chaos.log'}")
         self.steps = reply["steps"]
         self.expected = self.digests()
+        self.sizes = {step: _bytes_below(self.workspace.at(p.address)) for step, p in self._outputs().items()}
         self.leftovers += self.left_over(process.pid)
 
+    def _outputs(self) -> Any:
+        return self.workspace.record(NIGHT).outputs
+
     def digests(self) -> dict[str, str]:
-        found = self.workspace.record(NIGHT).outputs.items()
-        return {step: entry.digest for step, entry in found if not step.startswith(UNSTABLE)}
+        return {step: entry.digest for step, entry in self._outputs().items() if not step.startswith(UNSTABLE)}
 
     def try_kill(self, kill: Any, app: str) -> None:
         """Put the state back, kill, run again, compare."""
@@ -197,20 +208,27 @@ class Matrix:
 
         self.put_back(kill.step)
         victim, self._warm = self._warm or self.fork(app), None
-        if kill.victim == "flow":
+        if kill.victim in ("flow", "disk"):
             self._next = self.fork(app)  # starts its application while the victim still works
         victim.ask(do="run", until=kill.step, kill=as_line(kill))
         reply = victim.answer()
-        if kill.victim != "flow":
+        if (
+            kill.victim == "disk" and reply is not None
+        ):  # what it writes fits into a page, and is no less whole for that
+            self.late[str(kill)] += 1
+            victim.end()
+        elif kill.victim != "flow" and kill.victim != "disk":
             self._retried(kill, victim, reply)
             return
         code = victim.wait()
         self.kills += 1
-        if code not in (-9, 1):
+        if kill.victim == "disk":
+            self._room_again(kill, code)
+        elif code not in (-9, 1):
             self.wrong.append(f"{kill}: exit code {code}, see chaos.log")
         self._note_lateness(kill)
         self._check_published(kill)
-        self._check_gone(kill, victim.pid, with_sessions=code == 1)
+        self._check_gone(kill, victim.pid, with_sessions=code in (1, FAILED))
         again, self._next = self._next, None
         assert again is not None
         again.ask(do="run", until=kill.step, kill=None)
@@ -220,6 +238,13 @@ class Matrix:
         self._compare(kill)
         self._check_gone(kill, victim.pid, with_sessions=True)
         self._keep_warm(kill, again)
+
+    def _room_again(self, kill: Any, code: int) -> None:
+        """The night was to end with a message that names the disk."""
+        _remount(self.home / "workspaces", DISK)
+        told = (self.home / "chaos.log").read_text(errors="replace").rsplit("Traceback (most recent call last)", 1)[-1]
+        if code == FAILED and "DiskFull" not in told:
+            self.wrong.append(f"{kill}: the message does not name the disk: {told.strip().splitlines()[-1][:200]}")
 
     def _retried(self, kill: Any, flow: Process, reply: dict[str, Any] | None) -> None:
         self.kills += 1
@@ -246,7 +271,7 @@ class Matrix:
             for _ in self.workspace.root.glob(f"*/{kill.step}-????????????????/{MANIFEST}")
             if _.parent.parent.name != "attempts"
         )
-        if is_published != (kill.moment == "after commit"):
+        if kill.victim != "disk" and is_published != (kill.moment == "after commit"):
             self.late[str(kill)] += 1
 
     def _check_published(self, kill: Any) -> None:
@@ -328,7 +353,9 @@ def _copy_registry(source: Path, target: Path) -> None:
         shutil.copytree(source / "mlartifacts", target / "mlartifacts")
 
 
-def plan_kills(steps: list[dict[str, str]], thorough: bool, only: set[str]) -> list[tuple[Any, str]]:
+def plan_kills(
+    steps: list[dict[str, str]], thorough: bool, only: set[str], subset: bool = False
+) -> list[tuple[Any, str]]:
     """The matrix, in the order of the night: each kill with the application of its step."""
     from benchmarks.chaos_flow import Kill
 
@@ -336,26 +363,71 @@ def plan_kills(steps: list[dict[str, str]], thorough: bool, only: set[str]) -> l
     for number, line in enumerate(steps):
         if only and line["step"] not in only:
             continue
-        for place, moment in enumerate(MOMENTS):
-            signals = SIGNALS if thorough else (SIGNALS[(number + place) % 2],)
-            planned += [(Kill(line["step"], moment, "flow", s), line["app"]) for s in signals]  # type: ignore[arg-type]
-        if line["app"] == "inline":
-            continue
-        for place, moment in enumerate(MOMENTS if thorough else MOMENTS[:2]):
-            pairs = [(v, s) for v in WORKERS for s in SIGNALS]
-            for victim, name in pairs if thorough and moment == "mid-write" else [pairs[(number + place * 2) % 4]]:
-                planned.append((Kill(line["step"], moment, victim, name), line["app"]))  # type: ignore[arg-type]
+        pick = _one_of_a_step if subset else _all_of_a_step
+        for moment, victim, name in pick(number, line["app"] == "inline", thorough):
+            planned.append((Kill(line["step"], moment, victim, name), line["app"]))  # type: ignore[arg-type]
     return planned
 
 
-def run_matrix(
-    home: Path, texts: Path, thorough: bool, only: set[str], until_s: float, say: Callable[[str], None]
-) -> Matrix:
-    """until_s: monotonic time after which no further kill is begun."""
+def _all_of_a_step(number: int, inline: bool, thorough: bool) -> list[tuple[str, str, str]]:
+    """Moment, victim and signal. An inline step has no worker."""
+    kills = []
+    for place, moment in enumerate(MOMENTS):
+        signals = SIGNALS if thorough else (SIGNALS[(number + place) % 2],)
+        kills += [(moment, "flow", name) for name in signals]
+    for place, moment in enumerate(() if inline else MOMENTS if thorough else MOMENTS[:2]):
+        pairs = [(v, s) for v in WORKERS for s in SIGNALS]
+        chosen = pairs if thorough and moment == "mid-write" else [pairs[(number + place * 2) % 4]]
+        kills += [(moment, victim, name) for victim, name in chosen]
+    return kills + ([FULL_DISK] if thorough or number % 3 == 0 else [])
+
+
+def _one_of_a_step(number: int, inline: bool, _thorough: bool) -> list[tuple[str, str, str]]:
+    victim = "flow" if inline else (*WORKERS, "flow")[number % 3]
+    moments = MOMENTS if victim == "flow" else MOMENTS[:2]
+    kill = (moments[number // 3 % len(moments)], victim, SIGNALS[number % 2])
+    return [kill, *([FULL_DISK] if number in (1, 8) else [])]
+
+
+def tiny_spec(texts: Path) -> Any:
     from flows.specs import load_spec
 
-    spec = load_spec(str(FIXTURES / "tiny.yaml"), [f"ingest.sources.0.path={texts}", "train.ranks=2"])
-    matrix = Matrix(home, spec)
+    return load_spec(str(FIXTURES / "tiny.yaml"), [f"ingest.sources.0.path={texts}", "train.ranks=2"])
+
+
+@contextmanager
+def small_disk(folder: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """A tmpfs at `folder` that can be made too small; False where this machine mounts none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", str(folder)], capture_output=True, check=False)
+    if done.returncode:
+        say(f"no full disks, as none can be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield done.returncode == 0
+    finally:
+        if done.returncode == 0:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def run_matrix(
+    home: Path,
+    texts: Path,
+    plan: Callable[[list[dict[str, str]]], list[tuple[Any, str]]],
+    only: set[str],
+    until_s: float,
+    say: Callable[[str], None],
+    can_fill: bool = False,
+) -> Matrix:
+    """plan: from the steps to the kills. until_s: monotonic time after which no further kill is begun."""
+    matrix = Matrix(home, tiny_spec(texts))
     began = time.monotonic()
     matrix.unbroken()
     say(f"unbroken night: {len(matrix.steps)} steps in {time.monotonic() - began:.0f} s")
@@ -365,7 +437,11 @@ def run_matrix(
             f"--only {','.join(sorted(unknown))}: the steps are {', '.join(s['step'] for s in matrix.steps)}"
         )
     before = ""
-    for kill, app in plan_kills(matrix.steps, thorough, only):
+    for kill, app in plan(matrix.steps):
+        if kill.victim == "disk":
+            if not can_fill:
+                continue
+            kill = replace(kill, room=matrix.sizes[kill.step] // 2)
         if time.monotonic() > until_s:
             say(f"stopped before: {kill}")
             break
@@ -377,28 +453,53 @@ def run_matrix(
         verdict = "as unbroken" if len(matrix.wrong) + len(matrix.leftovers) == wrong else "WRONG"
         say(f"{matrix.kills:4} {time.monotonic() - started:6.1f} s  {verdict}  {kill}")
     matrix.close()
-    matrix.whole_night()
     return matrix
+
+
+def kill_servers_too(matrix: Matrix, home: Path, say: Callable[[str], None]) -> None:
+    """Adds what the killed servers give to `matrix`."""
+    from benchmarks.chaos_servers import kill_servers
+
+    served = kill_servers(home, matrix.spec, NIGHT, matrix.expected, say=say)
+    matrix.kills += served.kills
+    matrix.wrong += served.wrong
+    matrix.leftovers += served.leftovers
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--thorough", action="store_true", help="both signals everywhere, all victims in mid-write")
-    parser.add_argument("--only", default="", metavar="STEP,...", help="kill in these steps alone")
+    parser.add_argument("--subset", action="store_true", help="one kill a step, no servers")
+    parser.add_argument("--only", default="", metavar="STEP,...", help="kill in these steps alone, and no servers")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further kill after so long")
     parser.add_argument("--home", type=Path, help="kept afterwards; default: a temporary folder")
     asked = parser.parse_args()
+    only = {name for name in asked.only.split(",") if name}
+    until_s = time.monotonic() + asked.minutes * 60
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         home = (asked.home or Path(folder) / "home").resolve()
         (home / "servers" / "prefect").mkdir(parents=True, exist_ok=True)
-        with prefect_server(Path(folder)) as address:
+        texts = write_texts(Path(folder))
+        with prefect_server(Path(folder)) as address, small_disk(home / "workspaces", say) as can_fill:
             os.environ |= {"NIGHTMILL_HOME": str(home), "PREFECT_API_URL": address}
             _import_everything(home)
-            only = {name for name in asked.only.split(",") if name}
-            until_s = time.monotonic() + asked.minutes * 60
             matrix = run_matrix(
-                home, _texts(Path(folder)), asked.thorough, only, until_s, lambda line: print(line, flush=True)
+                home,
+                texts,
+                lambda steps: plan_kills(steps, asked.thorough, only, asked.subset),
+                only,
+                until_s,
+                say,
+                can_fill,
             )
+            if not asked.subset:
+                matrix.whole_night()
+        if not (asked.subset or only or time.monotonic() > until_s):
+            kill_servers_too(matrix, home.with_name(home.name + "-served"), say)
     for line in [*matrix.wrong, *matrix.leftovers]:
         print("WRONG:", line)
     for name, count in matrix.late.items():
@@ -448,7 +549,7 @@ def _import_everything(home: Path) -> None:
         importlib.import_module(name)
 
 
-def _texts(folder: Path) -> Path:
+def write_texts(folder: Path) -> Path:
     location = importlib.util.spec_from_file_location("topics", FIXTURES / "topics.py")
     assert location is not None
     assert location.loader is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -30,22 +31,36 @@ from tasks.steps import Step
 from tasks.workspace import Workspace
 
 Moment = Literal["before start", "mid-write", "after write", "after commit"]
-Victim = Literal["flow", "worker", "its child"]
+Victim = Literal["flow", "worker", "its child", "disk"]
 POLL_S = 0.0005
 RETRY_S = 0.1  # Prefect waits 2 s and 10 s
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill. worker: the application (driver of Spark; the process that forks ranks); its child: JVM, or youngest rank."""
+    """One kill. worker: the application (driver of Spark; the process that forks ranks); its child: JVM, or youngest rank.
+
+    disk: nobody dies, but from the start of the step its disk has room for `room` bytes more: half of what it writes.
+    """
 
     step: str
     moment: Moment
     victim: Victim
-    signal: Literal["SIGKILL", "SIGTERM"]
+    signal: Literal["SIGKILL", "SIGTERM", "ENOSPC"]
+    room: int = 0
 
     def __str__(self) -> str:
+        if self.victim == "disk":
+            return f"disk full, {self.moment} of {self.step}"
         return f"{self.signal} to {self.victim}, {self.moment} of {self.step}"
+
+
+def leave_room(disk: Path, num_bytes: int) -> None:
+    """Make a tmpfs so small that `num_bytes` more fit."""
+    found = os.statvfs(disk)
+    used = (found.f_blocks - found.f_bfree) * found.f_frsize
+    size = max(used + num_bytes // found.f_frsize * found.f_frsize, found.f_frsize)  # 0 would mean: no limit
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
 class Enough(BaseException):
@@ -68,7 +83,10 @@ class Trap:
             return
         self._attempt = str(self._workspace.attempt(f"{step.name}-{step.key()}"))
         self._step = step
-        if self.kill.moment == "before start":
+        if self.kill.victim == "disk":
+            self.sprung = "disk"
+            leave_room(self._workspace.root.parent, self.kill.room)
+        elif self.kill.moment == "before start":
             self._spring()
         elif self.kill.moment == "mid-write" and step.app != "inline":
             threading.Thread(target=self._spring_when_written, daemon=True).start()
