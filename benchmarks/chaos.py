@@ -10,7 +10,7 @@ disk, when all is written but not yet published, when it is published but not ye
 is whole; after each rerun: every output so far has the digest of the unbroken night, and no process, port, lock or attempt is
 left. Measurements of time, and the choice and the report that show them, differ from run to run: of those only that they are whole.
 
-In every third step the disk (a tmpfs, where this machine lets us mount one) is full when half of the output is written: the
+In every fourth step the disk (a tmpfs, where this machine lets us mount one) is full when half of the output is written: the
 message names it, and with room again the step gives the same. Then the servers are killed, see benchmarks/chaos_servers.py.
 
 Without --thorough each pair of step and moment gets one of the two signals, in turn. --subset: one kill a step (moment, victim
@@ -375,11 +375,11 @@ def _all_of_a_step(number: int, inline: bool, thorough: bool) -> list[tuple[str,
     for place, moment in enumerate(MOMENTS):
         signals = SIGNALS if thorough else (SIGNALS[(number + place) % 2],)
         kills += [(moment, "flow", name) for name in signals]
-    for place, moment in enumerate(() if inline else MOMENTS if thorough else MOMENTS[:2]):
-        pairs = [(v, s) for v in WORKERS for s in SIGNALS]
-        chosen = pairs if thorough and moment == "mid-write" else [pairs[(number + place * 2) % 4]]
+    pairs = [(v, s) for v in WORKERS for s in SIGNALS]
+    for place, moment in enumerate(() if inline else MOMENTS if thorough else (MOMENTS[number % 2],)):
+        chosen = pairs if thorough and moment == "mid-write" else [pairs[(number // 2 + place * 2) % 4]]
         kills += [(moment, victim, name) for victim, name in chosen]
-    return kills + ([FULL_DISK] if thorough or number % 3 == 0 else [])
+    return kills + ([FULL_DISK] if thorough or number % 4 == 1 else [])
 
 
 def _one_of_a_step(number: int, inline: bool, _thorough: bool) -> list[tuple[str, str, str]]:
@@ -448,10 +448,12 @@ def run_matrix(
         if app != before:  # the next steps want another application
             matrix.close()
             before = app
-        started, wrong = time.monotonic(), len(matrix.wrong) + len(matrix.leftovers)
+        started, before_it = time.monotonic(), (len(matrix.wrong), len(matrix.leftovers))
         matrix.try_kill(kill, "torch" if app == "inline" else app)
-        verdict = "as unbroken" if len(matrix.wrong) + len(matrix.leftovers) == wrong else "WRONG"
-        say(f"{matrix.kills:4} {time.monotonic() - started:6.1f} s  {verdict}  {kill}")
+        new = [*matrix.wrong[before_it[0] :], *matrix.leftovers[before_it[1] :]]
+        say(f"{matrix.kills:4} {time.monotonic() - started:6.1f} s  {'WRONG' if new else 'as unbroken'}  {kill}")
+        for line in new:
+            say(f"     {line}")
     matrix.close()
     return matrix
 

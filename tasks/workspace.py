@@ -15,6 +15,7 @@ $NIGHTMILL_HOME (default ./var)
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -154,19 +155,33 @@ class Workspace:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old or the new text, never a part; survives a power cut."""
+    """Replace a small file so that a reader sees the old or the new text, never a part; survives a power cut.
+
+    Where it fails (a full disk) nothing of it stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_line(path: Path, record: dict[str, object]) -> None:
-    """Append one JSON line in a single write, so that two writers never mix."""
+    """Append one JSON line in a single write, so that two writers never mix.
+
+    Raises: OSError where the disk has room for a part of it only: the system then writes that part and calls it a success.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode()
     with path.open("ab", buffering=0) as stream:
-        stream.write((json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        written = stream.write(line)
+        if written < len(line):
+            stream.truncate(stream.tell() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(stream.fileno())
