@@ -81,6 +81,22 @@ def apply_automations(
         return lines + _remove_left_over(client, {str(entry["name"]) for _, entry in entries})
 
 
+def try_alarm(api_url: str, auth: str = "") -> None:
+    """Send the event of a refused candidate for a pipeline that is none, so that whoever is told by it shows that he is."""
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.events import Event, Resource
+
+    event = Event(
+        event="nightmill.gate.refused",
+        resource=Resource.model_validate(
+            {"prefect.resource.id": "nightmill.pipeline.trial", "prefect.resource.name": "trial"}
+        ),
+        payload={"message": "a trial: nothing has happened. Sent by `nightmill deploy --try-alarm`"},
+    )
+    with SyncPrefectClient(api_url, auth_string=auth or None) as client:
+        client.request("POST", "/events", json=[event.model_dump(mode="json")])
+
+
 def read_automations(path: Path) -> list[dict[str, Any]]:
     """Raises: RequestError naming the automation and the key that is wrong. Keys `x-...` hold YAML anchors."""
     try:

@@ -193,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     deploy.add_argument(
         "--pools", default="", metavar="FOLDER", help="base job templates: pools start Jobs on Kubernetes; infra/pools"
     )
+    deploy.add_argument("--try-alarm", action="store_true", help="then send one alarm that says it is a trial")
     deploy.set_defaults(command=_lazy("flows.server_commands", "deploy"))
     return parser
 

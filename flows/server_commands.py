@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.automations import RECEIVERS, apply_automations, automations_folder
+from flows.automations import RECEIVERS, apply_automations, automations_folder, try_alarm
 from flows.champions import champion_table
 from flows.deploy import Applied, apply_file, prefect_file
 from spark_jobs.errors import NightmillError
@@ -103,6 +103,9 @@ def deploy(arguments: argparse.Namespace) -> int:
         api_url, auth = servers.api_url, servers.auth
     os.environ.update(client_environment(home()))
     Console().print(applied_table(apply_everything(api_url, auth, pools)))
+    if arguments.try_alarm:
+        try_alarm(api_url, auth)
+        Console().print("a trial of alarm nightmill-gate-refused is on its way")
     return 0
 
 

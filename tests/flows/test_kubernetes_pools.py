@@ -18,6 +18,7 @@ from flows.deploy import apply_file, prefect_file, read_templates
 from spark_jobs.errors import RequestError
 
 TEMPLATES = Path(__file__).parents[2] / "infra" / "pools"
+NAMESPACE = Path(__file__).parents[2] / "infra" / "kubernetes" / "namespace.yaml"
 PLACE = re.compile(r"\{\{ (\w+) \}\}")
 AUTOSCALER_S = 900  # a GPU node that has to be bought, booted, and to pull an image of several GB
 
@@ -102,6 +103,18 @@ def test_pod_of_pool_gpu_has_a_gpu_shared_memory_and_may_run_on_its_nodes() -> N
     assert pod["nodeSelector"] == {"nightmill/pool": "gpu"}
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
     assert not any("nvidia.com/gpu" in json.dumps(part) for part in pod_of("cpu")["containers"])
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_what_a_run_goes_on_from_lies_on_the_shared_claim(name: str) -> None:
+    """Outputs, locks and the checkpoints of an attempt are all below NIGHTMILL_HOME, so that the next pod finds them."""
+    pod = pod_of(name)
+    (container,) = pod["containers"]
+    (claim,) = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    place = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == claim["name"])
+    told = next(manifest for manifest in yaml.safe_load_all(NAMESPACE.read_text()) if manifest["kind"] == "ConfigMap")
+    assert Path(told["data"]["NIGHTMILL_HOME"]).is_relative_to(place)
+    assert {"configMapRef": {"name": told["metadata"]["name"]}} in container["envFrom"]
 
 
 @pytest.fixture

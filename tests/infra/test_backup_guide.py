@@ -1,4 +1,4 @@
-"""The commands of docs/operating.md, "Back up" and "Restore", run as they stand there on a home in use."""
+"""The commands of docs/operating.md, "Back up" and "Restore", run as they stand there on a home in use; all others are accounted for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import operating
 from benchmarks.postgres import postgres, programs
 
 GUIDE = Path(__file__).parents[2] / "docs" / "operating.md"
@@ -56,6 +57,15 @@ def home(tmp_path: Path) -> Path:
     (home / "servers" / "versions.json").write_text("{}")
     (home / "servers" / "state.json").write_text('{"auth": "nightmill:secret"}')
     return home
+
+
+def test_every_command_of_the_guide_is_run_or_says_why_not() -> None:
+    found = [block for page in operating.GUIDES for block in operating.blocks(page)]
+    assert [block.script for block in found if not block.kind] == []
+    runs = [block.words for block in found if block.kind == "runs"]
+    assert len(runs) == len(set(runs)) > 10
+    source = Path(operating.__file__).read_text()
+    assert set(runs) == set(re.findall(r'(?:does|keeps|named_blocks\(\)\[)\(?"([\w-]+)"', source))
 
 
 def test_home_on_sqlite_is_backed_up_while_written_and_restored(home: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from flows.automations import apply_automations, automations_folder, read_automations
+from flows.automations import apply_automations, automations_folder, read_automations, try_alarm
 from flows.deploy import apply_file, prefect_file
 from spark_jobs.errors import RequestError
 from tasks.servers import client_environment
@@ -171,6 +171,12 @@ def test_event_of_a_pipeline_reaches_webhook_slack_and_mail(servers_home, applie
 
 
 @pytest.mark.parametrize(("state", "alarm"), [(Failed, "nightmill-failure"), (Crashed, "nightmill-crash")])
+def test_trial_reaches_who_is_told(servers_home, applied, inbox):
+    _, servers = servers_home
+    try_alarm(servers.api_url, servers.auth)
+    assert waited(lambda: [body for _, body in inbox.bodies if "a trial: nothing has happened" in json.dumps(body)])
+
+
 def test_run_of_a_deployment_that_ends_badly_is_told_with_its_message(servers_home, applied, inbox, state, alarm):
     _, servers = servers_home
     with SyncPrefectClient(servers.api_url, auth_string=servers.auth) as client:

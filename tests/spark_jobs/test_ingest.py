@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,19 @@ def test_ingest_turns_lines_into_documents_and_bad_ones_into_rejects(workspace: 
         ("a.jsonl@16", "not_utf8"), ("a.jsonl@45", "not_an_object"), ("a.jsonl@50", "not_an_object"), ("deep/c.jsonl.gz", "unreadable"),
     }  # fmt: skip
     assert {(r["step"], r["source"]) for r in rejects} == {("ingest", "web")}
+
+
+def test_file_with_other_bytes_under_the_same_path_is_another_file(workspace: Workspace, tmp_path: Path) -> None:
+    """Neither its path nor its size and time say what a file holds (kubeflow/pipelines#8236)."""
+    path = tmp_path / "in/a.jsonl"
+    seen = []
+    for text in ("one", "two"):
+        write_jsonl(path, [{"text": text}])
+        os.utime(path, (1, 1))
+        documents = workspace.run(Documents, "ingest", spec_of("jsonl", tmp_path / "in"))
+        seen.append({row["digest"] for row in read_rows(documents.uri, "seen")})
+        assert [row["text"] for row in read_rows(documents.uri, "data")] == [text]
+    assert seen[0].isdisjoint(seen[1])
 
 
 def test_ingest_of_files_that_hold_nothing_is_no_error(workspace: Workspace, tmp_path: Path) -> None:

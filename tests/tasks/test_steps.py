@@ -181,6 +181,16 @@ def test_folder_without_manifest_is_not_an_output(workspace: Workspace) -> None:
         Documents.load(workspace.at("documents/clean-0"))
 
 
+def test_success_marker_of_whatever_run_makes_no_output(workspace: Workspace) -> None:
+    """Spark leaves the marker of an earlier write where it stands, also when the write over it dies (SPARK-44884)."""
+    data = workspace.at("documents/clean-0") / "data"
+    data.mkdir(parents=True)
+    (data / "part-00000.parquet").write_bytes(b"half")
+    (data / "_SUCCESS").touch()
+    with pytest.raises(DataError, match="never finished"):
+        Documents.load(workspace.at("documents/clean-0"))
+
+
 def test_job_that_lost_rows_is_not_published(engine: Engine, workspace: Workspace) -> None:
     with pytest.raises(DataError, match="3 rows in, 1 out, 1 rejected"):
         engine.run(clean_step(Writer(counts={"in": 3, "out": 1, "reject.empty": 1})))

@@ -63,6 +63,20 @@ def test_train_resumes_on_another_layout(engine, world, sharded: Path, tmp_path:
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
 
 
+def test_two_trainings_at_once_on_one_machine_do_not_meet(
+    engine, engine_told, world, sharded: Path, tmp_path: Path
+) -> None:
+    """With a fixed port for their meeting, the second would fail, or its ranks join the first (pytorch#126510)."""
+    outs = [tmp_path / "train-0005", tmp_path / "train-0006"]
+    begun = [
+        app.start("train", TRAIN, out, **world.inputs()) for app, out in zip((engine, engine_told()), outs, strict=True)
+    ]
+    for messages in begun:
+        *_, last = messages
+        assert "outcome" in last, last
+    assert curve_of(outs[0]) == curve_of(outs[1]) == curve_of(sharded)
+
+
 def test_train_on_sequences_that_cannot_be_cut_is_refused(engine, world, tmp_path: Path) -> None:
     spec = TRAIN | {"ranks": 12, "parallel": {"cp": 12}}
     error, message = engine.fail("train", spec, tmp_path / "train-0004", **world.inputs())
