@@ -158,7 +158,7 @@ def an_operator(folder: Path, older: list[str] | None) -> Operator:
         "PATH": f"{commands(folder, ports, older)}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "NIGHTMILL_HOME": str(home), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    return Operator(folder, environment, {"/backup": str(folder / "backup"), "PRESET": str(preset), "DATE": NIGHTS[1]})
+    return Operator(folder, environment, {"/backup": str(folder / "backup"), "PRESET": str(preset), "DATE": NIGHTS[0]})
 
 
 def commands(folder: Path, ports: list[int], older: list[str] | None) -> Path:
@@ -191,6 +191,7 @@ def work(operator: Operator) -> None:
     new_texts(operator, 0)
     operator.shell(f"nightmill up && nightmill run PRESET --night {NIGHTS[0]}", "a night")
     operator.does("upgrade")
+    operator.told["DATE"] = NIGHTS[1]
     new_texts(operator, 1)
     operator.shell(f"nightmill run PRESET --night {NIGHTS[1]}", "the night after")
     lose_and_restore(operator)
