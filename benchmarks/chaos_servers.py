@@ -67,6 +67,7 @@ class ServedNight:
     wrong: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     run_id: str = ""
+    _looked: float = 0.0
 
     @property
     def workspace(self) -> Any:
@@ -139,8 +140,6 @@ class ServedNight:
             time.sleep(0.02)
             self._retry_if_ended()
         return False
-
-    _looked: float = 0.0
 
     def _retry_if_ended(self) -> None:
         """What the button *Retry* does, at most every second."""
