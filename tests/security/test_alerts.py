@@ -170,13 +170,13 @@ def test_event_of_a_pipeline_reaches_webhook_slack_and_mail(servers_home, applie
     assert f"Subject: {alarm}: p" in text
 
 
-@pytest.mark.parametrize(("state", "alarm"), [(Failed, "nightmill-failure"), (Crashed, "nightmill-crash")])
 def test_trial_reaches_who_is_told(servers_home, applied, inbox):
     _, servers = servers_home
     try_alarm(servers.api_url, servers.auth)
     assert waited(lambda: [body for _, body in inbox.bodies if "a trial: nothing has happened" in json.dumps(body)])
 
 
+@pytest.mark.parametrize(("state", "alarm"), [(Failed, "nightmill-failure"), (Crashed, "nightmill-crash")])
 def test_run_of_a_deployment_that_ends_badly_is_told_with_its_message(servers_home, applied, inbox, state, alarm):
     _, servers = servers_home
     with SyncPrefectClient(servers.api_url, auth_string=servers.auth) as client:
