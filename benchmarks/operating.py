@@ -38,6 +38,10 @@ ROOT = Path(__file__).parents[1]
 GUIDES = (ROOT / "docs" / "operating.md", ROOT / "docs" / "alerts.md")
 PRESET = ROOT / "tests" / "fixtures" / "tiny.yaml"
 NIGHTS = ("2026-11-20", "2026-11-21", "2026-11-22")
+REMEDIES = (  # what docs/alerts.md has one do or look at
+    "nightmill status", "nightmill report night PRESET", "nightmill report evaluation PRESET", "nightmill run PRESET --dry-run", "nightmill up",
+    "nightmill run PRESET", "nightmill backfill PRESET --first DATE",
+)  # fmt: skip
 MARK = re.compile(r"^<!-- (runs|not run): (.+) -->$")
 
 
@@ -243,6 +247,11 @@ def alarms(operator: Operator) -> None:
             if time.monotonic() > until:
                 raise SystemExit(f"the trial alarm did not arrive; what did: {heard}")
             time.sleep(0.5)
+    for remedy in REMEDIES:
+        operator.shell(
+            remedy.replace("run PRESET", "run PRESET --night DATE").replace("--first DATE", "--first DATE --last DATE"),
+            "a remedy",
+        )
 
 
 @contextmanager

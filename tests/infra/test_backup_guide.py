@@ -68,6 +68,12 @@ def test_every_command_of_the_guide_is_run_or_says_why_not() -> None:
     assert set(runs) == set(re.findall(r'(?:does|keeps|named_blocks\(\)\[)\(?"([\w-]+)"', source))
 
 
+def test_every_remedy_of_an_alarm_is_run() -> None:
+    table = [line for line in operating.GUIDES[1].read_text().splitlines() if line.startswith("| `nightmill-")]
+    named = {command for line in table for command in re.findall(r"`(nightmill [^`]+)`", line)}
+    assert named - {"nightmill-crash"} == set(operating.REMEDIES)
+
+
 def test_home_on_sqlite_is_backed_up_while_written_and_restored(home: Path, tmp_path: Path) -> None:
     backup = tmp_path / "backup"
     writing = sqlite3.connect(home / "servers" / "mlflow.db")
