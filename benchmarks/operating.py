@@ -271,11 +271,11 @@ def listener(heard: list[str]) -> Iterator[int]:
 
 
 def scale_out(operator: Operator) -> None:
-    """The next night with a Spark cluster, a second training machine and a Dask cluster, all on loopback."""
-    spark, meeting, dask = free_port(), free_port(), free_port()
+    """The next night with a Spark cluster and a second training machine, on loopback."""
+    spark, meeting = free_port(), free_port()
     operator.told |= {
         "spark.internal": "127.0.0.1", "7077": str(spark), "first.internal": "127.0.0.1", "29400": str(meeting),
-        "scheduler:8786": f"127.0.0.1:{dask}", "8786": str(dask), "8g": "1g",
+        "8g": "1g", "/var/tmp/nightmill-spark": str(operator.folder / "spark-work"),
     }  # fmt: skip
     new_texts(operator, 2)
     machine = {"NIGHTMILL_THREADS": "1", "NIGHTMILL_SPARK_DRIVER_HOST": "127.0.0.1", "NIGHTMILL_SPARK_PARTITIONS": "4"}
