@@ -301,9 +301,13 @@ def on_kubernetes(operator: Operator) -> None:
     dry = operator.folder / "bin" / "kubectl"
     dry.write_text(f'#!/usr/bin/env bash\nexec {shutil.which("kubectl")} "$@" --dry-run=client --output name\n')
     dry.chmod(0o755)
-    operator.told |= {"infra/compose/secrets.sh secrets": f"infra/compose/secrets.sh {operator.folder}/secrets"}
-    operator.told |= {"secrets/": f"{operator.folder}/secrets/"}
+    told = operator.told
+    operator.told = {
+        "infra/compose/secrets.sh secrets": f"infra/compose/secrets.sh {operator.folder}/secrets",
+        "secrets/": f"{operator.folder}/secrets/",
+    }
     operator.does("kubernetes-secrets")
+    operator.told = told
 
 
 def on_postgres(operator: Operator) -> None:
