@@ -14,6 +14,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -107,7 +108,7 @@ def _running(folder: Path) -> Iterator[Postgres]:
         _wait(server, process, log)
         yield server
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # by SIGTERM it would wait until its last client has gone
         process.wait(30)
 
 
