@@ -6,15 +6,21 @@ The profile decides, never the flow: `NIGHTMILL_PROFILE` is set by `nightmill up
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from prefect import Flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
+from prefect.exceptions import TerminationSignal
+from prefect.states import Cancelling
 
 from flows.night import FlowReport, Night
 from spark_jobs.errors import ERRORS, NightmillError
+
+LOOK_S = 2.0  # between two looks whether a sub-flow is over
 
 
 def place(part: Flow[Any, Any], tonight: Night) -> FlowReport:
@@ -27,18 +33,33 @@ def place(part: Flow[Any, Any], tonight: Night) -> FlowReport:
 
 
 def _through_deployment(name: str, tonight: Night) -> FlowReport:
-    run = run_deployment(
+    begun = run_deployment(
         f"{name}/{name}",
         parameters={"spec": tonight.spec.model_dump(mode="json"), "night": tonight.night},
         flow_run_name=f"{name} {tonight.spec.name} {tonight.night}",
+        timeout=0,
     )
-    assert isinstance(run, FlowRun)  # a coroutine only inside an event loop, which our flows never are
+    assert isinstance(begun, FlowRun)  # a coroutine only inside an event loop, which our flows never are
+    run = _ended(begun)
     assert run.state is not None
     if not run.state.is_completed():
         raise _error_of(name, run.state.type.value, run.state.message or "")
     report = FlowReport.model_validate(run.state.result())
     tonight.engine.results.extend(report.steps)
     return report
+
+
+def _ended(run: FlowRun) -> FlowRun:
+    """The run once it is over. A night that is cancelled cancels it at once; the server by itself would think of it up to 20 s later."""
+    with get_client(sync_client=True) as client:
+        try:
+            while run.state is None or not run.state.is_final():
+                time.sleep(LOOK_S)
+                run = client.read_flow_run(run.id)
+        except TerminationSignal:
+            client.set_flow_run_state(run.id, Cancelling(message="the night it is part of was cancelled"))
+            raise
+    return run
 
 
 def _error_of(name: str, state: str, message: str) -> NightmillError:

@@ -43,7 +43,9 @@ from tasks.servers import (
 from tasks.workspace import write_atomic
 
 MARK = "NIGHTMILL_SERVERS"  # in the environment of all we start: its value is the home they belong to
-POOLS = {"cpu": 2, "gpu": 1}  # flow runs at once; on `cpu` two, as a nightly waits there while its sub-flows run
+# Processes of flow runs. How many work at once says the pool's own limit (prefect.yaml). On `cpu` more are let in: a run that waits
+# for approval has no slot but a process, and two of them would else keep every night from starting.
+POOLS = {"cpu": 16, "gpu": 1}
 ALL = (*SERVERS, *(f"worker-{pool}" for pool in POOLS))
 LISTENS = {"prefect": ("the Prefect server", "--port"), "mlflow": ("the MLflow server", "--mlflow-port")}
 STOP_S = 10.0

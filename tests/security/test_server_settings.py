@@ -122,6 +122,17 @@ def test_mlflow_calls_no_address_and_runs_no_job(mlflow, path, body):
     assert answer(f"{mlflow}/{path}", JSON, body)[0] == 403
 
 
+@pytest.mark.parametrize("asked", ["config", "providers"])
+def test_mlflow_says_that_there_is_no_assistant_and_takes_no_setting_of_one(mlflow, asked):
+    """Each of its pages asks; a refusal would be shown as an error on all of them."""
+    url = f"{mlflow}/ajax-api/3.0/mlflow/assistant/{asked}"
+    with urllib.request.urlopen(url, timeout=20) as found:
+        told = json.load(found)
+    assert not told["providers"]
+    assert not told.get("resolved")
+    assert answer(url, JSON, {"providers": {"claude_code": {"selected": True}}}, method="PUT")[0] == 403
+
+
 def test_mlflow_still_answers_what_is_used(mlflow):
     assert answer(f"{mlflow}/")[0] == 200
     assert answer(f"{mlflow}/api/2.0/mlflow/registered-models/search?max_results=1")[0] == 200
