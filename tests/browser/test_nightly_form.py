@@ -1,4 +1,7 @@
-"""A night started by hand in the Prefect UI, on the pools, then looked at in both UIs."""
+"""A night by hand in the Prefect UI, on the pools: started from the form, watched, cancelled, retried, its candidate approved.
+
+The tests are one story and run in this order; what they leave is looked at in both UIs.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,25 @@ import time
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from mlflow import MlflowClient
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from tasks.child import OWNER, marked
 
 PAGE_S = 60.0
-NIGHT_S = 900.0  # a night of ten training steps; three minutes on two idle cores, several times that on busy ones
+NIGHT_S = 900.0  # a night; three minutes on two idle cores, several times that on busy ones
+GONE_S = 20.0  # after a cancel
+DRAWN_S = 2.0  # the graph is drawn after the state
+NUM_STEPS = "160"  # of training: long enough to be caught in it
+MODAL = "//*[@class='p-modal']"
 NIGHT = "2026-11-25"
 NIGHTLY = {"flows": {"name": {"any_": ["nightly"]}}}  # other deployments have schedules too
 
@@ -46,33 +58,166 @@ def wait_for_text(browser: WebDriver, *texts: str, timeout_s: float = PAGE_S) ->
 
 
 def fill(browser: WebDriver, title: str, value: str) -> None:
-    """Type into the field below a title of the form."""
-    xpath = f"//*[normalize-space(text())='{title}' or normalize-space(text())='{title} (Optional)']/following::*[self::input or self::textarea]"
-    box = browser.find_elements(By.XPATH, f"({xpath})[1]")[0]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+    """Type into the field below a title of a form."""
+    box = below(browser, title, "self::input or self::textarea")
     box.clear()
     box.send_keys(value)
 
 
-def test_night_started_from_the_form_completes_and_both_uis_show_it(product, browser, picture: Callable[[str], None]):
+def choose(browser: WebDriver, title: str, value: str) -> None:
+    """Pick from the list below a title of a form."""
+    Select(below(browser, title, "self::select")).select_by_visible_text(value)
+
+
+def below(browser: WebDriver, title: str, kind: str) -> WebElement:
+    xpath = (
+        f"//*[normalize-space(text())='{title}' or normalize-space(text())='{title} (Optional)']/following::*[{kind}]"
+    )
+    box = browser.find_elements(By.XPATH, f"({xpath})[1]")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+    return box
+
+
+def press(browser: WebDriver, name: str, within: str = "") -> None:
+    find(browser, f"{within}//button[normalize-space(.)='{name}']").click()
+
+
+@pytest.fixture(scope="module")
+def night(product, browser, picture: Callable[[str], None]) -> str:
+    """The id of the flow run of a night that the form has started, and whose candidate will ask for approval."""
     log_in(browser, product.prefect, product.login)
     open_form(browser, product.prefect, picture)
     fill(browser, "First Night Share", "0.1")
-    fill(browser, "Num Steps", "10")
+    fill(browser, "Num Steps", NUM_STEPS)
+    choose(browser, "Approval", "human")
     fill(browser, "night", NIGHT)
     picture("prefect-form")
     run_id = submit(browser, product)
     browser.get("about:blank")  # the run's page redraws all the time and would take a core from the night
-    assert wait_for_end(product, run_id) == "COMPLETED"
-    browser.get(f"{product.prefect}/runs/flow-run/{run_id}")
+    return run_id
+
+
+def test_training_is_watched_and_the_night_cancelled_then_nothing_of_it_is_left(product, browser, night, picture):
+    until(lambda: latest(product, "progress-train"), NIGHT_S, "progress of training")
+    browser.get(f"{product.prefect}/runs/flow-run/{night}")
+    wait_for_text(browser, "Running")
+    time.sleep(DRAWN_S)
+    picture("prefect-running")
+    browser.get(f"{product.prefect}/artifacts/artifact/{latest(product, 'progress-train')['id']}")
+    wait_for_text(browser, "tokens/s")
+    picture("prefect-progress")
+    browser.get(f"{product.prefect}/runs/flow-run/{night}")
+    wait_for_text(browser, "Running")
+    assert of_steps(product.home)
+    press(browser, "Cancel")
+    find(browser, MODAL + "//*[normalize-space(.)='Cancel Flow Run']")
+    picture("prefect-cancel")
+    press(browser, "Confirm", MODAL)
+    until(lambda: not left_of_night(product), GONE_S, "the end of all that belongs to it")
+    assert ask(product, f"flow_runs/{night}")["state_type"] == "CANCELLED"
+    assert "KILLED" in mlflow_statuses(product)
+    assert [*product.home.glob("workspaces/demo/locks/*.json")] == []
+    browser.refresh()
+    wait_for_text(browser, "Cancelled")
+    time.sleep(DRAWN_S)
+    picture("prefect-cancelled")
+
+
+def test_cancelled_night_goes_on_from_the_retry_button(product, browser, night, picture):
+    browser.get(f"{product.prefect}/runs/flow-run/{night}")
+    wait_for_text(browser, "Cancelled")
+    press(browser, "Retry")
+    find(browser, MODAL + "//button[normalize-space(.)='Retry']")
+    picture("prefect-retry")
+    press(browser, "Retry", MODAL)
+    until(lambda: ask(product, f"flow_runs/{night}")["state_type"] != "CANCELLED", PAGE_S, "the retry")
+    browser.get("about:blank")
+    assert wait_for_end(product, night) == "COMPLETED"
+    steps = {line["step"]: line["state"] for line in json.loads(latest(product, "night-table")["data"])}
+    assert steps["ingest"] == steps["corpus"] == "cached"
+    assert steps["train"] == steps["release"] == "ran"
+    browser.get(f"{product.prefect}/runs/flow-run/{night}")
     wait_for_text(browser, "Completed")
-    time.sleep(2.0)  # the graph is drawn after the state
+    time.sleep(DRAWN_S)
     picture("prefect-night")
     find(browser, "//li[normalize-space(.)='Artifacts']").click()
     wait_for_text(browser, "night-table")
     picture("prefect-artifacts")
+    browser.get(f"{product.prefect}/artifacts/artifact/{latest(product, 'night-table')['id']}")
+    wait_for_text(browser, "cached")
+    time.sleep(DRAWN_S)
+    picture("prefect-table")
+
+
+def test_candidate_is_approved_in_the_form_and_becomes_champion(product, browser, night, picture):
+    until(lambda: runs_of(product, "approve-model"), PAGE_S, "the run that asks")
+    asking = runs_of(product, "approve-model")[0]["id"]
+    until(lambda: ask(product, f"flow_runs/{asking}")["state_type"] == "PAUSED", PAGE_S, "its pause")
+    browser.get(f"{product.mlflow}/#/models/demo")
+    wait_for_text(browser, "candidate")
+    browser.get(f"{product.prefect}/artifacts/artifact/{latest(product, 'candidate')['id']}")
+    wait_for_text(browser, "The gate said")
+    picture("prefect-candidate")
+    browser.get(f"{product.prefect}/runs/flow-run/{asking}")
+    press(browser, "Resume")
+    find(browser, MODAL + "//*[normalize-space(text())='Decision']")
+    choose(browser, "Decision", "approve")
+    fill(browser, "Reason", "Read twenty of its answers")
+    fill(browser, "Name", "Ada")
+    picture("prefect-approve")
+    press(browser, "Submit", MODAL)
+    until(lambda: ask(product, f"flow_runs/{asking}")["state_type"] != "PAUSED", PAGE_S, "its answer")
+    browser.get("about:blank")
+    assert wait_for_end(product, asking) == "COMPLETED"
+    line = json.loads((product.home / "workspaces/demo/ledger.jsonl").read_text().splitlines()[-1])
+    assert (line["decision"], line["by"], line["who"]) == ("promoted", "hand", "Ada")
+    assert (line["champion_version"], line["why"]) == ("1", "Read twenty of its answers")
+
+
+def test_mlflow_shows_the_night_and_its_champion_without_an_error(product, browser, night, picture):
     look_at_runs(browser, product.mlflow, picture)
     look_at_model(browser, product.mlflow, picture)
+    assert not browser.find_elements(By.CSS_SELECTOR, "[role='alert'], .du-bois-light-notification-notice")
+    assert "switched off" not in browser.find_element(By.TAG_NAME, "body").text
+
+
+def latest(product, key: str) -> dict[str, Any]:
+    """The newest artifact of that key, or nothing."""
+    wanted = {"artifacts": {"key": {"any_": [key]}}, "sort": "UPDATED_DESC", "limit": 1}
+    return dict(next(iter(ask(product, "artifacts/filter", wanted)), {}))
+
+
+def of_steps(home: Path) -> list[psutil.Process]:
+    """Processes of steps under this home: Spark drivers, JVMs, processes that fork ranks, ranks."""
+    return marked(OWNER, lambda value: value.endswith(f":{home}"))
+
+
+def runs_of(product, *flows: str) -> list[dict[str, Any]]:
+    """Flow runs that have begun."""
+    wanted = {"flows": {"name": {"any_": [*flows]}}, "flow_runs": {"start_time": {"is_null_": False}}}
+    return list(ask(product, "flow_runs/filter", wanted))
+
+
+def left_of_night(product) -> list[Any]:
+    """Processes of its steps, runs that go on according to Prefect, and the same of MLflow."""
+    parts = runs_of(product, "nightly", "prepare-corpus", "train-model")
+    running = [run["name"] for run in parts if run["state_type"] not in ("COMPLETED", "CANCELLED")]
+    return of_steps(product.home) or running or [*(mlflow_statuses(product) - {"FINISHED", "KILLED"})]
+
+
+def mlflow_statuses(product) -> set[str]:
+    client = MlflowClient(product.mlflow)
+    experiment = client.get_experiment_by_name("demo")
+    assert experiment is not None
+    return {run.info.status for run in client.search_runs([experiment.experiment_id])}
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.3)
 
 
 def wait_for_end(product, flow_run_id: str) -> str:
