@@ -202,7 +202,7 @@ def left_of_night(product) -> list[Any]:
     """Processes of its steps, runs that go on according to Prefect, and the same of MLflow."""
     parts = runs_of(product, "nightly", "prepare-corpus", "train-model")
     running = [run["name"] for run in parts if run["state_type"] not in ("COMPLETED", "CANCELLED")]
-    return of_steps(product.home) or running or [*(mlflow_statuses(product) - {"FINISHED", "KILLED"})]
+    return of_steps(product.home) or running or [*(mlflow_statuses(product) & {"RUNNING", "SCHEDULED"})]
 
 
 def mlflow_statuses(product) -> set[str]:
