@@ -7,8 +7,10 @@ python -m spark_jobs.run --request FILE     one request, by hand; prints the out
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from spark_jobs.session import spark_session
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+JAVA_DIED = 70  # exit code
 JobFunction = Callable[[Job, Any], Outcome]
 
 
@@ -76,12 +79,39 @@ def run_request(spark: SparkSession, request: Request) -> Outcome:
     return function(Job(spark, request.job, request.inputs, out, request.night), spec)
 
 
+def or_end_with_java(handle: Callable[[Request], Outcome], spark: SparkSession) -> Callable[[Request], Outcome]:
+    """`handle`, but where its error came of a JVM that was killed this process ends too: a crash, which is retried in a new one.
+
+    As an answer it would be a defect of the job, and every later request would fail here alike.
+    """
+
+    def handled(request: Request) -> Outcome:
+        try:
+            return handle(request)
+        except Exception:
+            if _is_stopped(spark):
+                traceback.print_exc()
+                print(f"job {request.job}: its JVM was killed", file=sys.stderr, flush=True)  # noqa: T201
+                os._exit(JAVA_DIED)
+            raise
+
+    return handled
+
+
+def _is_stopped(spark: SparkSession) -> bool:
+    """Whether the JVM is gone, or stops its context as SIGTERM asked it to."""
+    try:
+        return bool(spark.sparkContext._jsc.sc().isStopped())
+    except Exception:  # noqa: BLE001  py4j's errors and the system's: nobody answers
+        return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--request", type=Path, help="file with one request as JSON")
     asked = parser.parse_args()
     spark = spark_session()
-    handle = partial(run_request, spark)
+    handle = or_end_with_java(partial(run_request, spark), spark)
     if asked.request:
         outcome = handle(Request.model_validate_json(asked.request.read_text()))
         sys.stdout.write(outcome.model_dump_json(indent=1) + "\n")
