@@ -19,10 +19,11 @@ LISTEN_FD = "NIGHTMILL_LISTEN_FD"
 HOSTS = ("127.0.0.1", "localhost")
 # Of MLflow, never used here, and each a way to make the server call an address or run a job: see SECURITY.md.
 CLOSED = re.compile(r"/+(gateway|((ajax-)?api/[0-9.]+/(mlflow/)?(webhooks|gateway|gateway-proxy|jobs|assistant)))(/|$)")
-# Every page of MLflow asks for these two and shows an error where it is refused: they say that there is no assistant to talk to.
-NO_ASSISTANT = {
+# MLflow's pages ask for these and show an error where they are refused: the answers say that there is no assistant and no gateway.
+NOTHING_THERE = {
     "/ajax-api/3.0/mlflow/assistant/config": {"providers": {}, "projects": {}, "remote_access_allowed": False},
     "/ajax-api/3.0/mlflow/assistant/providers": {"providers": [], "resolved": None, "gateway_vendor_options": {}},
+    "/ajax-api/2.0/mlflow/gateway-proxy": {"endpoints": []},
 }
 SHUTDOWN_S = 3  # open connections (event streams never end by themselves) get this long after SIGTERM
 
@@ -63,7 +64,7 @@ def mlflow_app() -> Any:
 
 
 class Closed:
-    """An ASGI application without the paths of `CLOSED`: they answer 403, or as a server without assistant; nothing behind them runs."""
+    """An ASGI application without the paths of `CLOSED`: they answer 403, or as a server without them; nothing behind them runs."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -74,8 +75,8 @@ class Closed:
             return
         from starlette.responses import JSONResponse, PlainTextResponse
 
-        if scope["method"] == "GET" and scope["path"] in NO_ASSISTANT:
-            await JSONResponse(NO_ASSISTANT[scope["path"]])(scope, receive, send)
+        if scope["method"] == "GET" and scope["path"] in NOTHING_THERE:
+            await JSONResponse(NOTHING_THERE[scope["path"]])(scope, receive, send)
             return
         await PlainTextResponse("switched off here, see SECURITY.md", status_code=403)(scope, receive, send)
 

@@ -133,6 +133,12 @@ def test_mlflow_says_that_there_is_no_assistant_and_takes_no_setting_of_one(mlfl
     assert answer(url, JSON, {"providers": {"claude_code": {"selected": True}}}, method="PUT")[0] == 403
 
 
+def test_mlflow_says_that_its_gateway_has_no_endpoint_and_calls_none(mlflow):
+    url = f"{mlflow}/ajax-api/2.0/mlflow/gateway-proxy?gateway_path=http://169.254.169.254/"
+    with urllib.request.urlopen(url, timeout=20) as found:
+        assert json.load(found) == {"endpoints": []}
+
+
 def test_mlflow_still_answers_what_is_used(mlflow):
     assert answer(f"{mlflow}/")[0] == 200
     assert answer(f"{mlflow}/api/2.0/mlflow/registered-models/search?max_results=1")[0] == 200
