@@ -88,7 +88,9 @@ def _component(name: str, version: str, reference: str, there: Distribution | No
     }
     if there is None:
         return part | {"scope": "optional"}
-    told = there.metadata  # read by `get`: importlib_metadata, once imported, answers here too and raises where this gave None
+    told = (
+        there.metadata
+    )  # read by `get`: importlib_metadata, once imported, answers here too and raises where this gave None
     if told.get("Summary"):
         part["description"] = told.get("Summary")
     licences = _licences(told)

@@ -198,4 +198,3 @@ def test_sigterm_lets_running_answers_end(pipeline: Pipeline, serve: Any) -> Non
     assert answered - 5 <= counted <= answered  # the killed replica may have had some that it had not written yet
     assert any(line["prompt_scored_tokens"] for line in lines)
     assert "mill" not in "".join(json.dumps(line) for line in lines).replace("models/", "")
-
