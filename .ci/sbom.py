@@ -88,9 +88,8 @@ def _component(name: str, version: str, reference: str, there: Distribution | No
     }
     if there is None:
         return part | {"scope": "optional"}
-    told = (
-        there.metadata
-    )  # read by `get`: importlib_metadata, once imported, answers here too and raises where this gave None
+    # Read by `get`: importlib_metadata, once anybody imported it, answers here too, and its [] raises for what is not there.
+    told = there.metadata
     if told.get("Summary"):
         part["description"] = told.get("Summary")
     licences = _licences(told)

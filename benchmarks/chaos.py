@@ -212,14 +212,12 @@ class Matrix:
             self._next = self.fork(app)  # starts its application while the victim still works
         victim.ask(do="run", until=kill.step, kill=as_line(kill))
         reply = victim.answer()
-        if (
-            kill.victim == "disk" and reply is not None
-        ):  # what it writes fits into a page, and is no less whole for that
-            self.late[str(kill)] += 1
-            victim.end()
-        elif kill.victim != "flow" and kill.victim != "disk":
+        if kill.victim in WORKERS:
             self._retried(kill, victim, reply)
             return
+        if kill.victim == "disk" and reply is not None:  # all it writes fits into a page, and is no less whole for that
+            self.late[str(kill)] += 1
+            victim.end()
         code = victim.wait()
         self.kills += 1
         if kill.victim == "disk":

@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.ports import free_port
+
 DOWN_S = 120.0  # of the first kill of each server; the others last SHORT_S
 SHORT_S = 3.0
 STEP_S = 600.0  # until the step that is waited for works
@@ -221,14 +223,6 @@ def kill_servers(
     finally:
         served.down()
     return served
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.nights import topics
+from benchmarks.ports import free_port
 from benchmarks.postgres import postgres
 
 NIGHT = "2026-11-25"
@@ -245,12 +246,6 @@ def wait_for(port: int, seconds: float = 120.0) -> None:
                 return
         time.sleep(0.2)
     raise TimeoutError(f"nothing listens on port {port} after {seconds:.0f} s")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from benchmarks.cluster import free_port, wait_for
+from benchmarks.cluster import wait_for
+from benchmarks.ports import free_port
 from benchmarks.postgres import Postgres, postgres, programs
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.ports import free_port
 from benchmarks.serve_load import Load, answers, streams, whole_answers
 from benchmarks.serve_swaps import VERSIONS, ask_through_swaps, greedy_answers, point, publish_versions
 from spark_jobs.errors import RequestError
@@ -66,12 +66,6 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def of_transformers(model: Path, batching: bool, log: Path) -> Server:

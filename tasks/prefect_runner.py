@@ -36,7 +36,7 @@ def run_as_task(step: Step[Any], body: Callable[[], StepResult]) -> StepResult:
     """Run `body` as a task named after the step. A hit ends as Completed(name="Cached").
 
     Prefect's own caching is off: it sees neither helpers nor the bytes behind a path (see docs/adr/0003). No tags: for each tag
-    Prefect asks the server for a concurrency slot, 0.3 to 0.8 s a step; pools and deployments have the limits here.
+    Prefect asks the server for a concurrency slot before the step begins; pools and deployments have the limits here.
     """
     results: list[StepResult] = []
 

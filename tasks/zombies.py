@@ -34,9 +34,7 @@ from tasks.locks import held, is_live, is_running
 PENDING_S = 3600.0  # a pod on an autoscaled node may take half of this; a process takes seconds
 CANCELLED_S = 120.0  # a cancelled run has this long to end by itself: ours take 20 s, Prefect kills after 30
 LOOK_BACK = timedelta(days=2)  # at cancelled runs
-RUN_VARIABLE = (
-    "PREFECT__FLOW_RUN_ID"  # in the environment of a process that a worker started: the run it was started for
-)
+RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"  # in the environment of a worker's process: the run it was started for
 UNDECIDED = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 
 

@@ -1,8 +1,8 @@
 """Work of torch beside the engine, in a thread that ends with it.
 
 libgomp keeps a pool of threads for each thread that ever computed. Once there are more of them than cores, its threads no longer
-spin while they wait for each other but sleep, in every pool: a small model then writes 900 tokens a second instead of 2,500 (two
-cores). A pool goes with its thread.
+spin while they wait for each other but sleep, in every pool, and a small model writes less than half as fast (docs/serving.md). A
+pool goes with its thread.
 """
 
 from __future__ import annotations
